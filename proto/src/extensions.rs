@@ -1,0 +1,9 @@
+//! Names of what a shard may understand beyond `generate.v3`, announced in `InfoResponse.extensions`.
+//!
+//! To a peer that does not announce a name, its fields are not sent.
+
+/// `Request.input_ids`: the router's token ids travel with the request, and the shard does not tokenize again.
+pub const INPUT_IDS: &str = "input_ids";
+
+/// `NextTokenChooserParameters` fields from 1000: presence and count penalty, `min_p`, `logit_bias`.
+pub const SAMPLING_MORE: &str = "sampling_more";
