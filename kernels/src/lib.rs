@@ -1,0 +1,30 @@
+//! The operations of a decoder: their definition, and their fast versions.
+//!
+//! | operation | meaning | definition | CPU |
+//! |---|---|---|---|
+//! | `embedding` | rows of a table | `reference/embedding.rs` | `cpu/embedding.rs` |
+//! | `linear` | products with weight matrices, biases added | `reference/linear.rs` | `cpu/linear.rs` |
+//! | `rms_norm`, `add_rms_norm` | root-mean-square norm, after adding to the residual stream | `reference/norm.rs` | `cpu/norm.rs` |
+//! | `rope_cache_write` | rotates queries and keys, stores keys and values | `reference/rope.rs` | `cpu/rope.rs` |
+//! | `attention` | causal attention over the paged cache | `reference/attention.rs` | `cpu/attention.rs` |
+//! | `gated_silu`, `add` | SwiGLU's gate; the residual | `reference/activation.rs` | `cpu/activation.rs` |
+//!
+//! Invariants:
+//!
+//! - The reference is plain loops in f64, written to be read. It is what the other versions are compared with.
+//! - An output element is summed in one fixed order, whatever the number of rows, threads or neighbours: a request's
+//!   tokens depend on the request alone.
+//! - Every operation checks its shapes before it touches memory, and answers a mismatch with [`OpError`].
+//!
+//! What is absent: models, layers, requests. Nothing here knows what it computes for.
+
+pub mod cpu;
+pub mod reference;
+
+mod error;
+mod matrix;
+mod paged;
+
+pub use error::OpError;
+pub use matrix::{DType, Matrix};
+pub use paged::{HeadShape, RopeLayout, RopeTable, Sequence};

@@ -1,0 +1,45 @@
+use std::ops::Range;
+
+/// Heads of an attention layer, on this device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Query heads; a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Key/value heads; query head `h` reads key/value head `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+}
+
+/// The tokens of one request in a flattened batch, and where its past lies in the cache.
+#[derive(Clone, Debug)]
+pub struct Sequence<'a> {
+    /// Its rows of the batch.
+    pub rows: Range<usize>,
+    /// Position of its first row, which is the number of its tokens already in the cache.
+    pub start: usize,
+    /// Cache slot of each position `0 .. start + rows.len()`; longer is fine.
+    pub slots: &'a [u32],
+}
+
+/// Which elements of a head form a rotated pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeLayout {
+    /// Element `j` with `j + rotary_dim / 2`, as in Llama checkpoints.
+    HalfSplit,
+    /// Element `2 j` with `2 j + 1`, as in GPT-J checkpoints.
+    Interleaved,
+}
+
+/// Cosine and sine of every angle a rotary embedding needs.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeTable<'a> {
+    /// `[positions, rotary_dim / 2]`
+    pub cos: &'a [f32],
+    /// `[positions, rotary_dim / 2]`
+    pub sin: &'a [f32],
+    /// Rotated elements at the start of each head; the others pass.
+    pub rotary_dim: usize,
+    /// How they are paired.
+    pub layout: RopeLayout,
+}

@@ -1,0 +1,1 @@
+//! The definition of every operation, in plain loops and f64.
