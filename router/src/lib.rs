@@ -1,1 +1,5 @@
+//! HTTP in, batches out.
 
+pub mod batching;
+pub mod request;
+pub mod shards;

@@ -1,1 +1,1 @@
-
+//! Batches in, tokens out: one process per device.

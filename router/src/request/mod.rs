@@ -1,0 +1,80 @@
+//! Requests: [`ValidRequest`] is proven, and can only come out of validation.
+
+use std::sync::Arc;
+
+use proto::units::{TokenCount, TokenId};
+
+/// A request that passed validation. Nothing downstream checks again.
+#[derive(Clone, Debug)]
+pub struct ValidRequest {
+    /// The prompt.
+    pub prompt: Prompt,
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+    /// When to stop.
+    pub stopping: Stopping,
+    /// Whether log-probabilities of the prompt tokens are wanted.
+    pub prompt_logprobs: bool,
+    /// Best alternatives to report per generated token; 0 is none.
+    pub top_n_tokens: u32,
+}
+
+/// A prompt as text and as tokens.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// As the client sent it, or as the chat template made it.
+    pub text: String,
+    /// Its tokens after truncation, special tokens included. At least one.
+    pub ids: Arc<[TokenId]>,
+    /// Whether the tokenizer added its special tokens.
+    pub add_special_tokens: bool,
+}
+
+impl Prompt {
+    /// Number of tokens.
+    pub fn length(&self) -> TokenCount {
+        TokenCount(self.ids.len() as u32)
+    }
+}
+
+/// How the next token is chosen. The neutral value of each field leaves the distribution alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Samples even if no other field asks for it.
+    pub do_sample: bool,
+    /// Divides the logits; neutral 1.
+    pub temperature: f32,
+    /// Keeps the k best tokens; neutral 0.
+    pub top_k: u32,
+    /// Keeps the smallest set of this mass; neutral 1.
+    pub top_p: f32,
+    /// Keeps the most typical set of this mass; neutral 1.
+    pub typical_p: f32,
+    /// Multiplicative, over prompt and output; neutral 1.
+    pub repetition_penalty: f32,
+    /// Times the share of the token in prompt and output (the native routes' meaning); neutral 0.
+    pub frequency_penalty: f32,
+    /// For every token generated before (OpenAI's meaning); neutral 0.
+    pub presence_penalty: f32,
+    /// Times the number of times the token was generated before (OpenAI's frequency penalty); neutral 0.
+    pub count_penalty: f32,
+    /// Keeps tokens at least this likely, relative to the likeliest; neutral 0.
+    pub min_p: f32,
+    /// Added to the logits of single tokens.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Adds the green-list watermark.
+    pub watermark: bool,
+    /// Keys the random numbers.
+    pub seed: u64,
+}
+
+/// When a request stops.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stopping {
+    /// At least 1; prompt and output fit into the model's limit.
+    pub max_new_tokens: TokenCount,
+    /// Texts that end the output.
+    pub stop_sequences: Vec<String>,
+    /// Goes on after an end-of-sequence token.
+    pub ignore_eos_token: bool,
+}
