@@ -1,0 +1,50 @@
+//! Tiny checkpoints with the answers of the reference library (see `fixtures/README.md`).
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+/// The directory of a fixture's checkpoint.
+pub fn directory(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+/// What the reference library computes for a checkpoint, in float32.
+#[derive(Debug, Deserialize)]
+pub struct Expected {
+    /// Greedy tokens per prompt.
+    pub max_new_tokens: u32,
+    /// Short, unicode, long, code.
+    pub prompts: Vec<Prompt>,
+}
+
+/// One prompt and its greedy continuation.
+#[derive(Debug, Deserialize)]
+pub struct Prompt {
+    /// What kind of prompt it is.
+    pub name: String,
+    /// As sent to the server.
+    pub text: String,
+    /// Its tokens, special tokens included.
+    pub input_ids: Vec<u32>,
+    /// Log-probability of each prompt token given those before; `None` for the first.
+    pub prefill_logprobs: Vec<Option<f64>>,
+    /// The continuation.
+    pub generated_ids: Vec<u32>,
+    /// Text of each token when decoding incrementally.
+    pub stream_texts: Vec<String>,
+    /// The continuation's text in its context, special tokens left out.
+    pub stream_text: String,
+    /// `length` or `eos_token`.
+    pub finish_reason: String,
+    /// Log-probability of each generated token.
+    pub logprobs: Vec<f64>,
+}
+
+/// Reads a fixture's answers.
+pub fn expected(name: &str) -> Result<Expected> {
+    let path = directory(name).join("expected.json");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    Ok(serde_json::from_str(&text)?)
+}
