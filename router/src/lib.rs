@@ -1,5 +1,6 @@
 //! HTTP in, batches out.
 
 pub mod batching;
+pub mod cache;
 pub mod request;
 pub mod shards;
