@@ -2,5 +2,6 @@
 
 pub mod batching;
 pub mod cache;
+pub mod metrics;
 pub mod request;
 pub mod shards;
