@@ -158,7 +158,7 @@ pub struct Args {
     /// Port of the metrics, which the HTTP API serves as well.
     #[arg(long, env, help_heading = SERVICE, default_value_t = 9000)]
     pub prometheus_port: u16,
-    /// Key that requests have to bring as `Authorization: Bearer <key>`.
+    /// Key that requests have to bring as `Authorization: Bearer <key>`; the variable keeps it out of process lists.
     #[arg(long, env, help_heading = SERVICE, hide_env_values = true)]
     pub api_key: Option<Secret>,
     /// Origin that browsers may call from; may be repeated [default: any].

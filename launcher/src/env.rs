@@ -60,6 +60,8 @@ pub struct Variables {
     pub prefix_caching: Option<String>,
     /// `COMPUTE_TYPE`: what the answers' header `x-compute-type` says.
     pub compute_type: Option<String>,
+    /// `OMP_NUM_THREADS`: the threads that computing libraries are told to use, possibly one number per nesting level.
+    pub omp_num_threads: Option<String>,
 }
 
 impl Variables {
@@ -73,7 +75,13 @@ impl Variables {
             attention: variable("ATTENTION")?,
             prefix_caching: variable("PREFIX_CACHING")?,
             compute_type: variable("COMPUTE_TYPE")?,
+            omp_num_threads: variable("OMP_NUM_THREADS")?,
         })
+    }
+
+    /// The threads that `OMP_NUM_THREADS` asks for on the outermost level; none when it is not set or no such number.
+    pub fn thread_count(&self) -> Option<NonZeroUsize> {
+        self.omp_num_threads.as_deref()?.split(',').next()?.trim().parse().ok()
     }
 }
 

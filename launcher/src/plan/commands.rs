@@ -93,6 +93,12 @@ impl ChildCommand {
         self.variables.push((name, EnvValue::Plain(value.to_string())));
     }
 
+    fn variable_if(&mut self, name: &'static str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            self.variable(name, value);
+        }
+    }
+
     /// What both kinds of children hear of the attention.
     fn attention_variables(&mut self, values: &Values) {
         self.variable("ATTENTION", values.attention.value);
@@ -117,6 +123,8 @@ pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> Shard
     command.variable("MASTER_PORT", args.master_port);
     command.variable("CUDA_MEMORY_FRACTION", args.cuda_memory_fraction.unwrap_or(1.0));
     command.attention_variables(values);
+    command.variable_if("WATERMARK_GAMMA", args.watermark_gamma);
+    command.variable_if("WATERMARK_DELTA", args.watermark_delta);
     if args.enable_prefill_logprobs {
         command.variable("REQUEST_LOGPROBS", 1);
     }
@@ -162,9 +170,7 @@ pub(super) fn router(input: PlanInput<'_>, values: &Values) -> ChildCommand {
 
     command.attention_variables(values);
     command.variable("COMPUTE_TYPE", &values.compute_type.value);
-    if let Some(level) = &input.variables.log_level {
-        command.variable("LOG_LEVEL", level);
-    }
+    command.variable_if("LOG_LEVEL", input.variables.log_level.as_ref());
     // Argument lists can be read by every user of the machine, so the key goes another way.
     if let Some(key) = &args.api_key {
         command.variables.push(("API_KEY", EnvValue::Secret(key.clone())));
@@ -207,6 +213,10 @@ mod tests {
                 .ends_with("--logger-level INFO --json-output --max-input-tokens 7 --threads 2")
         );
         assert_eq!(variable(&shard.command, "REQUEST_LOGPROBS"), Some("1"));
+
+        let shard = &plan(&["--watermark-gamma=0.25", "--watermark-delta=1.5"]).shards[0];
+        assert_eq!(variable(&shard.command, "WATERMARK_GAMMA"), Some("0.25"));
+        assert_eq!(variable(&shard.command, "WATERMARK_DELTA"), Some("1.5"));
     }
 
     #[test]

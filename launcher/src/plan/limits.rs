@@ -118,16 +118,16 @@ fn max_batch_prefill_tokens(input: PlanInput<'_>) -> Derived<u32> {
     let config = &input.model.config;
     // Families whose images alone take thousands of tokens get more.
     let (tokens, reason) = match config.model_type.as_deref() {
-        Some(family @ ("qwen2_vl" | "qwen2_5_vl")) => (10_000, format!("default of the family {family}")),
-        Some(family @ "gemma3") => (8_000, format!("default of the family {family}")),
-        _ => (PREFILL_TOKENS, "default without a GPU".to_owned()),
+        Some(family @ ("qwen2_vl" | "qwen2_5_vl")) => (10_000, format!("the default of the family {family}")),
+        Some(family @ "gemma3") => (8_000, format!("the default of the family {family}")),
+        _ => (PREFILL_TOKENS, "the default without a GPU".to_owned()),
     };
     let positions = config.position_count.map(|(count, key)| (count, format!("{key} of the model")));
     let batch_total =
         input.args.max_batch_total_tokens.map(|count| (count, "--max-batch-total-tokens".to_owned()));
     let caps = positions.into_iter().chain(batch_total).filter(|(count, _)| *count < tokens);
     match caps.min_by_key(|(count, _)| *count) {
-        Some((cap, why)) => Derived::new(cap, format!("{tokens}, {reason}, capped by {why}")),
+        Some((cap, why)) => Derived::new(cap, format!("{reason}, {tokens}, capped by {why}")),
         None => Derived::new(tokens, reason),
     }
 }
@@ -195,7 +195,8 @@ mod tests {
     #[test]
     fn a_derived_prefill_budget_stays_within_the_given_total_of_a_batch() {
         let limits = plan(&["--max-batch-total-tokens=100"]).values.limits;
-        let expected = Derived::new(100, "4096, default without a GPU, capped by --max-batch-total-tokens");
+        let expected =
+            Derived::new(100, "the default without a GPU, 4096, capped by --max-batch-total-tokens");
         assert_eq!(limits.max_batch_prefill_tokens, expected);
         assert_eq!(limits.max_total_tokens.value, TokenLimit::AtWarmUp { at_most: Some(100) });
     }

@@ -89,8 +89,6 @@ fn without_effect(input: PlanInput<'_>) -> Vec<String> {
         ),
         ("--otlp-endpoint", args.otlp_endpoint.is_some(), "this version sends no traces"),
         ("--otlp-service-name", args.otlp_service_name.is_some(), "this version sends no traces"),
-        ("--watermark-gamma", args.watermark_gamma.is_some(), "this version sets no watermarks"),
-        ("--watermark-delta", args.watermark_delta.is_some(), "this version sets no watermarks"),
         ("--ngrok-authtoken", args.ngrok_authtoken.is_some(), "it needs --ngrok"),
         ("--ngrok-edge", args.ngrok_edge.is_some(), "it needs --ngrok"),
         (
@@ -106,6 +104,9 @@ fn without_effect(input: PlanInput<'_>) -> Vec<String> {
         .collect();
 
     let variables = input.variables;
+    if let (None, Some(threads)) = (variables.thread_count(), &variables.omp_num_threads) {
+        warnings.push(format!("OMP_NUM_THREADS={threads} has no effect: it is not a positive number"));
+    }
     if let Some(attention) = variables.attention.as_deref().filter(|attention| *attention != "paged") {
         warnings.push(format!("ATTENTION={attention} has no effect: on the CPU there is `paged` only"));
     }
@@ -161,8 +162,6 @@ mod tests {
             "--enable-prefill-logprobs",
             "--otlp-endpoint=http://a",
             "--otlp-service-name=tgi",
-            "--watermark-gamma=0.5",
-            "--watermark-delta=2",
             "--ngrok-authtoken=t",
             "--ngrok-edge=e",
             "--usage-stats=no-stack",
@@ -184,6 +183,15 @@ mod tests {
         assert!(
             warnings[0].starts_with("ATTENTION=flashinfer") && warnings[1].starts_with("PREFIX_CACHING=1")
         );
+    }
+
+    #[test]
+    fn a_thread_variable_that_is_no_number_is_a_warning() {
+        let mut case = Case::new(&[]);
+        case.variables.omp_num_threads = Some("all".into());
+        let plan = case.plan().unwrap();
+        assert_eq!(plan.values.cpu_threads.value, 6);
+        assert_eq!(plan.warnings, ["OMP_NUM_THREADS=all has no effect: it is not a positive number"]);
     }
 
     #[test]

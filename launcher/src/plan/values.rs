@@ -115,14 +115,11 @@ impl Values {
                 None => Derived::new(Bytes(0), "unknown: the system does not tell"),
             },
             shard_count: shard_count(args),
-            attention: Derived::new("paged", "there is no CUDA device"),
+            attention: Derived::new("paged", "no CUDA device is used"),
             block_tokens: Derived::new(PAGED_BLOCK_TOKENS, "the block size of `paged` attention"),
             prefix_caching: Derived::new(false, "`paged` attention caches no prefixes"),
             limits: Limits::derive(input),
-            cpu_threads: match args.cpu_threads {
-                Some(threads) => Derived::new(threads, "--cpu-threads"),
-                None => Derived::new(machine.cores, "one per core this process may use"),
-            },
+            cpu_threads: cpu_threads(input),
             compute_type: match &variables.compute_type {
                 Some(text) => Derived::new(text.clone(), "COMPUTE_TYPE"),
                 None => Derived::new("1-cpu".to_owned(), "number and kind of devices"),
@@ -177,6 +174,14 @@ fn shard_count(args: &Args) -> Derived<usize> {
         (None, None) => "one device",
     };
     Derived::new(1, reason)
+}
+
+fn cpu_threads(input: PlanInput<'_>) -> Derived<usize> {
+    match (input.args.cpu_threads, input.variables.thread_count()) {
+        (Some(threads), _) => Derived::new(threads, "--cpu-threads"),
+        (None, Some(threads)) => Derived::new(threads.get(), "OMP_NUM_THREADS"),
+        (None, None) => Derived::new(input.machine.cores, "one per core this process may use"),
+    }
 }
 
 /// Where the API listens. In containers the variable HOSTNAME holds a name, so a name means all addresses; but who says
@@ -252,6 +257,10 @@ mod tests {
     fn threads_are_the_cores_unless_given() {
         assert_eq!(plan(&[]).values.cpu_threads, Derived::new(6, "one per core this process may use"));
         assert_eq!(plan(&["--cpu-threads=3"]).values.cpu_threads, Derived::new(3, "--cpu-threads"));
+
+        let mut case = Case::new(&[]);
+        case.variables.omp_num_threads = Some("4,2".into());
+        assert_eq!(case.plan().unwrap().values.cpu_threads, Derived::new(4, "OMP_NUM_THREADS"));
     }
 
     #[test]
