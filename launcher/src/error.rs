@@ -1,0 +1,104 @@
+//! Why the launcher ended otherwise than it was asked to; each is one line for people and an exit code for programs.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::model::ModelError;
+use crate::plan::PlanError;
+use crate::process::Ending;
+use crate::socket::SocketError;
+
+/// What ended the launcher. Those that TGI's launcher knows carry its name for them.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// A variable of the environment that cannot be read.
+    #[error("{0}")]
+    Variable(String),
+    /// `LOG_LEVEL` is neither a level nor a filter.
+    #[error("LOG_LEVEL: {0}")]
+    LogLevel(String),
+    /// Arguments that contradict each other or ask for what is not there.
+    #[error("ArgumentValidation: {0}")]
+    Arguments(#[from] PlanError),
+    /// The model's files are not all there.
+    #[error("{0}")]
+    Model(#[from] ModelError),
+    /// The file for the chat template is not there.
+    #[error("--tokenizer-config-path {} is not a file", .0.display())]
+    NoTokenizerConfig(PathBuf),
+    /// The router could not listen.
+    #[error("cannot listen on {address} (--hostname, --port): {}", listen_reason(source, *address))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The private directory or what goes into it.
+    #[error("cannot prepare a private directory in {}: {source}", path.display())]
+    RunDirectory {
+        /// The directory for temporary files.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The place for a shard's socket.
+    #[error("ShardCannotStart: {0}")]
+    Socket(#[from] SocketError),
+    /// A shard could not be started.
+    #[error("ShardCannotStart: shard {rank}: {source}")]
+    ShardCannotStart {
+        /// Its number.
+        rank: usize,
+        /// Why.
+        source: io::Error,
+    },
+    /// A shard ended while it was loading.
+    #[error("ShardCannotStart: shard {rank} ended with {ending} before it was ready")]
+    ShardNotReady {
+        /// Its number.
+        rank: usize,
+        /// How it ended.
+        ending: Ending,
+    },
+    /// A shard ended while it was serving.
+    #[error("ShardFailed: shard {rank} ended with {ending}")]
+    ShardFailed {
+        /// Its number.
+        rank: usize,
+        /// How it ended.
+        ending: Ending,
+    },
+    /// The router could not be started.
+    #[error("WebserverCannotStart: {0}")]
+    WebserverCannotStart(io::Error),
+    /// The router ended without being asked to.
+    #[error("WebserverFailed: the webserver ended with {0}")]
+    WebserverFailed(Ending),
+    /// The system refused something basic.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What it refused.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl LaunchError {
+    /// What the launcher's exit code is: 2 for a variable that does not parse, as for a flag; otherwise 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Variable(_) | Self::LogLevel(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
+fn listen_reason(source: &io::Error, address: SocketAddr) -> String {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => format!("port {} is in use", address.port()),
+        _ => source.to_string(),
+    }
+}

@@ -1,0 +1,321 @@
+//! The model to serve: finds its files and says at once what is missing.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::demo;
+use crate::model_config::ModelConfig;
+
+/// The index of a checkpoint in several files.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Largest JSON file that is read: the index of the largest known checkpoints has under 10 MB.
+const JSON_BYTES_MAX: u64 = 64 << 20;
+
+/// A model whose files are all there.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// What the user typed, or `demo`; what clients see.
+    pub id: String,
+    /// Where it is from.
+    pub source: ModelSource,
+    /// The directory that router and shard read; absolute.
+    pub directory: PathBuf,
+    /// Facts of its `config.json`.
+    pub config: ModelConfig,
+    /// Its weight files.
+    pub weights: WeightFiles,
+}
+
+/// Where a model is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// Part of this program, written into the run directory.
+    Embedded,
+    /// A directory of the user's.
+    Directory,
+}
+
+/// How many weight files there are and how large they are together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightFiles {
+    /// Number of files.
+    pub count: usize,
+    /// Their sizes together, in bytes.
+    pub bytes: u64,
+}
+
+/// Why a model cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The id is empty.
+    #[error("the model id (--model-id, MODEL_ID) is empty; leave it out for the demo model")]
+    EmptyId,
+    /// No directory of this name: probably an id of the Hub.
+    #[error("model `{0}`: no such directory; this version serves local directories only, no ids of the Hub")]
+    NoDirectory(String),
+    /// A file, where a directory is needed.
+    #[error("model `{0}` is not a directory")]
+    NotADirectory(String),
+    /// A file that every model needs.
+    #[error("model `{id}` has no {file}")]
+    MissingFile {
+        /// The model.
+        id: String,
+        /// The file's name or kind.
+        file: String,
+    },
+    /// The index of the weights names a file that is not there.
+    #[error("model `{id}`: {INDEX} names `{file}`, which is not there")]
+    MissingWeights {
+        /// The model.
+        id: String,
+        /// The file's name, as the index has it.
+        file: String,
+    },
+    /// A file that says something wrong.
+    #[error("model `{id}`: {file} {problem}")]
+    BadFile {
+        /// The model.
+        id: String,
+        /// The file's name.
+        file: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A file or directory that cannot be read.
+    #[error("model `{id}`: cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The model.
+        id: String,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Model {
+    /// The embedded demo model, to be found in `directory` once it is written there.
+    pub fn demo(directory: PathBuf) -> Self {
+        Self {
+            id: demo::ID.to_owned(),
+            source: ModelSource::Embedded,
+            directory,
+            config: ModelConfig::parse(demo::CONFIG).expect("the embedded config.json is valid: tested"),
+            weights: WeightFiles { count: 1, bytes: demo::WEIGHTS.len() as u64 },
+        }
+    }
+
+    /// The model in the local directory `id`.
+    ///
+    /// Errors when it is no directory or has no valid `config.json`, no `tokenizer.json` or not all of its weights.
+    pub fn open(id: &str) -> Result<Self, ModelError> {
+        let place = Place { id, directory: Path::new(id) };
+        place.require_directory()?;
+        let config = ModelConfig::parse(&place.read("config.json")?)
+            .map_err(|problem| place.bad("config.json", problem))?;
+        place.size_of("tokenizer.json")?.ok_or_else(|| place.missing("tokenizer.json"))?;
+        Ok(Self {
+            id: id.to_owned(),
+            source: ModelSource::Directory,
+            directory: std::path::absolute(id).map_err(|source| place.unreadable(id, source))?,
+            config,
+            weights: place.weights()?,
+        })
+    }
+}
+
+/// A directory on the way to being a model, and the name for its errors.
+struct Place<'a> {
+    id: &'a str,
+    directory: &'a Path,
+}
+
+/// `model.safetensors.index.json`: which file holds which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: Map<String, Value>,
+}
+
+impl Place<'_> {
+    fn require_directory(&self) -> Result<(), ModelError> {
+        if self.id.is_empty() {
+            return Err(ModelError::EmptyId);
+        }
+        match fs::metadata(self.directory) {
+            Ok(metadata) if metadata.is_dir() => Ok(()),
+            Ok(_) => Err(ModelError::NotADirectory(self.id.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(ModelError::NoDirectory(self.id.to_owned()))
+            }
+            Err(error) => Err(self.unreadable("", error)),
+        }
+    }
+
+    fn weights(&self) -> Result<WeightFiles, ModelError> {
+        let mut weights = WeightFiles { count: 0, bytes: 0 };
+        let indexed = self.size_of(INDEX)?.is_some();
+        for name in if indexed { self.indexed_names()? } else { self.listed_names()? } {
+            let missing = || ModelError::MissingWeights { id: self.id.to_owned(), file: name.clone() };
+            weights.bytes += self.size_of(&name)?.ok_or_else(missing)?;
+            weights.count += 1;
+        }
+        if weights.count == 0 {
+            return Err(self.missing("weights: no *.safetensors file"));
+        }
+        Ok(weights)
+    }
+
+    /// The names in the index, each once. A name that leads out of the directory is an error.
+    fn indexed_names(&self) -> Result<Vec<String>, ModelError> {
+        let index: Index = serde_json::from_slice(&self.read(INDEX)?)
+            .map_err(|error| self.bad(INDEX, format!("is not an index of weights: {error}")))?;
+        let mut names = Vec::new();
+        for (tensor, name) in &index.weight_map {
+            let name = name.as_str().filter(|name| Path::new(name).file_name() == Some(OsStr::new(name)));
+            let problem = || self.bad(INDEX, format!("names no file of this directory for `{tensor}`"));
+            names.push(name.ok_or_else(problem)?.to_owned());
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Without an index: the directory's own `*.safetensors` files.
+    fn listed_names(&self) -> Result<Vec<String>, ModelError> {
+        let failed = |error| self.unreadable("", error);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.directory).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            if let Some(name) = name.to_str().filter(|name| name.ends_with(".safetensors")) {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// The size of a file in bytes; none when there is no such file.
+    fn size_of(&self, name: &str) -> Result<Option<u64>, ModelError> {
+        match fs::metadata(self.directory.join(name)) {
+            Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.unreadable(name, error)),
+        }
+    }
+
+    fn read(&self, name: &'static str) -> Result<Vec<u8>, ModelError> {
+        let bytes = self.size_of(name)?.ok_or_else(|| self.missing(name))?;
+        if bytes > JSON_BYTES_MAX {
+            return Err(self.bad(name, format!("has {bytes} bytes; at most {JSON_BYTES_MAX} are read")));
+        }
+        let mut content = Vec::new();
+        File::open(self.directory.join(name))
+            .and_then(|file| file.take(JSON_BYTES_MAX).read_to_end(&mut content))
+            .map_err(|error| self.unreadable(name, error))?;
+        Ok(content)
+    }
+
+    fn missing(&self, file: &str) -> ModelError {
+        ModelError::MissingFile { id: self.id.to_owned(), file: file.to_owned() }
+    }
+
+    fn bad(&self, file: &'static str, problem: String) -> ModelError {
+        ModelError::BadFile { id: self.id.to_owned(), file, problem }
+    }
+
+    fn unreadable(&self, name: &str, source: io::Error) -> ModelError {
+        ModelError::Unreadable { id: self.id.to_owned(), path: self.directory.join(name), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn directory(files: &[(&str, &str)]) -> TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            fs::write(directory.path().join(name), content).unwrap();
+        }
+        directory
+    }
+
+    fn open(files: &[(&str, &str)]) -> Result<Model, ModelError> {
+        Model::open(directory(files).path().to_str().unwrap())
+    }
+
+    const CONFIG: (&str, &str) = ("config.json", r#"{"model_type": "llama"}"#);
+    const TOKENIZER: (&str, &str) = ("tokenizer.json", "{}");
+
+    #[test]
+    fn weights_without_an_index_are_all_safetensors_files() {
+        let model =
+            open(&[CONFIG, TOKENIZER, ("a.safetensors", "12345"), ("b.safetensors", "123"), ("c.bin", "1")]);
+        assert_eq!(model.unwrap().weights, WeightFiles { count: 2, bytes: 8 });
+    }
+
+    #[test]
+    fn weights_with_an_index_are_the_files_it_names() {
+        let index = r#"{"metadata": {}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}}"#;
+        let files = [CONFIG, TOKENIZER, (INDEX, index), ("1.safetensors", "12"), ("2.safetensors", "345")];
+        assert_eq!(open(&files).unwrap().weights, WeightFiles { count: 2, bytes: 5 });
+
+        let error = open(&files[..4]).unwrap_err();
+        assert!(error.to_string().contains("names `2.safetensors`, which is not there"), "{error}");
+    }
+
+    #[test]
+    fn an_index_cannot_lead_out_of_the_directory() {
+        for name in ["\"../x.safetensors\"", "\"/etc/passwd\"", "\"..\"", "\"\"", "3"] {
+            let index = format!(r#"{{"weight_map": {{"lm_head": {name}}}}}"#);
+            let error = open(&[CONFIG, TOKENIZER, (INDEX, &index)]).unwrap_err();
+            assert!(error.to_string().contains("no file of this directory for `lm_head`"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_a_directory_lacks_is_named() {
+        let cases: [(&[(&str, &str)], &str); 4] = [
+            (&[], "has no config.json"),
+            (&[CONFIG], "has no tokenizer.json"),
+            (&[CONFIG, TOKENIZER], "has no weights: no *.safetensors file"),
+            (&[("config.json", "{"), TOKENIZER], "config.json is not a JSON object"),
+        ];
+        for (files, expected) in cases {
+            let error = open(files).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn an_id_of_the_hub_is_answered_with_what_this_version_can_do() {
+        let error = Model::open("bigscience/bloom-560m").unwrap_err().to_string();
+        assert!(
+            error.contains("`bigscience/bloom-560m`") && error.contains("local directories only"),
+            "{error}"
+        );
+        assert!(matches!(Model::open(""), Err(ModelError::EmptyId)));
+    }
+
+    #[test]
+    fn a_file_is_no_model_directory() {
+        let parent = directory(&[CONFIG]);
+        let file = parent.path().join("config.json");
+        assert!(matches!(Model::open(file.to_str().unwrap()), Err(ModelError::NotADirectory(_))));
+    }
+
+    #[test]
+    fn the_embedded_demo_model_is_complete() {
+        let model = Model::demo(PathBuf::from("/run/demo"));
+        assert_eq!(model.id, "demo");
+        assert!(model.config.position_count.is_some() && model.weights.bytes > 1 << 20);
+    }
+}

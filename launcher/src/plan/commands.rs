@@ -1,0 +1,271 @@
+//! The children's command lines and variables.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::PathBuf;
+
+use super::values::{Values, socket_path};
+use super::{PlanInput, ShardPlan};
+use crate::args;
+use crate::secret::Secret;
+use crate::tether::CHILD_OF;
+
+/// How one child is started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildCommand {
+    /// The program; this one.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Variables it gets besides the launcher's own; one of the same name replaces the launcher's.
+    pub variables: Vec<(&'static str, EnvValue)>,
+    /// Variables of the launcher that it does not get, unless they are among `variables`.
+    pub removed: Vec<OsString>,
+}
+
+/// The value of a child's variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EnvValue {
+    /// Anybody may see it.
+    Plain(String),
+    /// Nobody may.
+    Secret(Secret),
+}
+
+impl EnvValue {
+    /// What the child gets.
+    pub fn reveal(&self) -> &str {
+        match self {
+            Self::Plain(text) => text,
+            Self::Secret(secret) => secret.reveal(),
+        }
+    }
+}
+
+impl fmt::Display for EnvValue {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(text) => formatter.write_str(text),
+            Self::Secret(secret) => secret.fmt(formatter),
+        }
+    }
+}
+
+impl ChildCommand {
+    /// This program again, as one of its subcommands. It dies with the launcher, and only its command line speaks for
+    /// the flags: their variables are taken away.
+    fn new(input: PlanInput<'_>, subcommand: &str) -> Self {
+        let tether = [CHILD_OF.to_owned(), input.machine.pid.to_string(), subcommand.to_owned()];
+        Self {
+            program: input.machine.executable.clone(),
+            arguments: tether.map(OsString::from).to_vec(),
+            variables: Vec::new(),
+            removed: args::variables(),
+        }
+    }
+
+    fn word(&mut self, word: impl AsRef<OsStr>) {
+        self.arguments.push(word.as_ref().to_owned());
+    }
+
+    fn path(&mut self, flag: &str, path: impl AsRef<OsStr>) {
+        self.word(flag);
+        self.word(path);
+    }
+
+    fn option(&mut self, flag: &str, value: impl ToString) {
+        self.path(flag, value.to_string());
+    }
+
+    fn option_if(&mut self, flag: &str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            self.option(flag, value);
+        }
+    }
+
+    fn switch_if(&mut self, flag: &str, on: bool) {
+        if on {
+            self.word(flag);
+        }
+    }
+
+    fn variable(&mut self, name: &'static str, value: impl ToString) {
+        self.variables.push((name, EnvValue::Plain(value.to_string())));
+    }
+
+    fn variable_if(&mut self, name: &'static str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            self.variable(name, value);
+        }
+    }
+
+    /// What both kinds of children hear of the attention.
+    fn attention_variables(&mut self, values: &Values) {
+        self.variable("ATTENTION", values.attention.value);
+        self.variable("PREFIX_CACHING", if values.prefix_caching.value { "true" } else { "0" });
+    }
+}
+
+pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> ShardPlan {
+    let args = input.args;
+    let mut command = ChildCommand::new(input, "shard");
+    command.word("serve");
+    command.word(&values.model_directory.value);
+    command.path("--uds-path", &values.socket_prefix.value);
+    command.option("--logger-level", &values.log_level.value);
+    command.switch_if("--json-output", args.json_output);
+    command.option_if("--max-input-tokens", values.limits.max_input_tokens.value.given());
+    command.option("--threads", values.cpu_threads.value);
+
+    command.variable("RANK", rank);
+    command.variable("WORLD_SIZE", values.shard_count.value);
+    command.variable("MASTER_ADDR", &args.master_addr);
+    command.variable("MASTER_PORT", args.master_port);
+    command.variable("CUDA_MEMORY_FRACTION", args.cuda_memory_fraction.unwrap_or(1.0));
+    command.attention_variables(values);
+    command.variable_if("WATERMARK_GAMMA", args.watermark_gamma);
+    command.variable_if("WATERMARK_DELTA", args.watermark_delta);
+    if args.enable_prefill_logprobs {
+        command.variable("REQUEST_LOGPROBS", 1);
+    }
+    // A shard's level is on its command line.
+    command.removed.push("LOG_LEVEL".into());
+    ShardPlan { rank, socket: socket_path(&values.socket_prefix.value, rank), command }
+}
+
+pub(super) fn router(input: PlanInput<'_>, values: &Values) -> ChildCommand {
+    let args = input.args;
+    let limits = &values.limits;
+    let mut command = ChildCommand::new(input, "router");
+    command.option("--max-client-batch-size", args.max_client_batch_size);
+    command.option("--max-concurrent-requests", args.max_concurrent_requests);
+    command.option("--max-best-of", args.max_best_of);
+    command.option("--max-stop-sequences", args.max_stop_sequences);
+    command.option("--max-top-n-tokens", args.max_top_n_tokens);
+    command.option("--max-batch-prefill-tokens", limits.max_batch_prefill_tokens.value);
+    command.option("--waiting-served-ratio", args.waiting_served_ratio);
+    command.option("--max-waiting-tokens", args.max_waiting_tokens);
+    command.option("--validation-workers", args.validation_workers);
+    command.option("--hostname", values.address.value.ip());
+    command.option("--port", values.address.value.port());
+    command.option("--prometheus-port", values.prometheus_port.value);
+    command.path("--master-shard-uds-path", socket_path(&values.socket_prefix.value, 0));
+    command.path("--tokenizer-name", &values.model_directory.value);
+    command.option("--model-name", &values.model.value);
+    command.option("--payload-limit", args.payload_limit);
+    command.option("--graceful-termination-timeout", args.graceful_termination_timeout);
+
+    command.option_if("--max-input-tokens", limits.max_input_tokens.value.given());
+    command.option_if("--max-total-tokens", limits.max_total_tokens.value.given());
+    command.option_if("--max-batch-total-tokens", limits.max_batch_total_tokens.value.given());
+    command.option_if("--max-batch-size", args.max_batch_size);
+    if let Some(path) = &args.tokenizer_config_path {
+        command.path("--tokenizer-config-path", path);
+    }
+    for origin in &args.cors_allow_origin {
+        command.option("--cors-allow-origin", origin);
+    }
+    command.switch_if("--disable-grammar-support", args.disable_grammar_support);
+    command.switch_if("--json-output", args.json_output);
+
+    command.attention_variables(values);
+    command.variable("COMPUTE_TYPE", &values.compute_type.value);
+    command.variable_if("LOG_LEVEL", input.variables.log_level.as_ref());
+    // Argument lists can be read by every user of the machine, so the key goes another way.
+    if let Some(key) = &args.api_key {
+        command.variables.push(("API_KEY", EnvValue::Secret(key.clone())));
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Case, plan};
+    use super::*;
+
+    fn line(command: &ChildCommand) -> String {
+        command.arguments.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    fn variable<'a>(command: &'a ChildCommand, name: &str) -> Option<&'a str> {
+        command.variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.reveal())
+    }
+
+    #[test]
+    fn a_shard_gets_the_directory_the_socket_and_its_place() {
+        let shard = &plan(&[]).shards[0];
+        let expected = "--child-of 4711 shard serve /run/tgi/demo --uds-path /run/tgi/shard --logger-level INFO --threads 6";
+        assert_eq!(line(&shard.command), expected);
+        assert_eq!(shard.command.program, PathBuf::from("/bin/launcher"));
+        let place = ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_MEMORY_FRACTION", "ATTENTION"];
+        let values = place.map(|name| variable(&shard.command, name).unwrap());
+        assert_eq!(values, ["0", "1", "localhost", "29500", "1", "paged"]);
+        assert_eq!(variable(&shard.command, "REQUEST_LOGPROBS"), None);
+        assert!(shard.command.removed.contains(&"LOG_LEVEL".into()));
+    }
+
+    #[test]
+    fn a_shard_gets_what_was_asked_for() {
+        let words = ["--max-input-tokens=7", "--cpu-threads=2", "--json-output", "--enable-prefill-logprobs"];
+        let shard = &plan(&words).shards[0];
+        assert!(
+            line(&shard.command)
+                .ends_with("--logger-level INFO --json-output --max-input-tokens 7 --threads 2")
+        );
+        assert_eq!(variable(&shard.command, "REQUEST_LOGPROBS"), Some("1"));
+
+        let shard = &plan(&["--watermark-gamma=0.25", "--watermark-delta=1.5"]).shards[0];
+        assert_eq!(variable(&shard.command, "WATERMARK_GAMMA"), Some("0.25"));
+        assert_eq!(variable(&shard.command, "WATERMARK_DELTA"), Some("1.5"));
+    }
+
+    #[test]
+    fn the_router_gets_every_limit_and_both_names_of_the_model() {
+        let expected = "--child-of 4711 router --max-client-batch-size 4 --max-concurrent-requests 128 --max-best-of 2 \
+            --max-stop-sequences 4 --max-top-n-tokens 5 --max-batch-prefill-tokens 2048 --waiting-served-ratio 0.3 \
+            --max-waiting-tokens 20 --validation-workers 2 --hostname 0.0.0.0 --port 3000 --prometheus-port 9000 \
+            --master-shard-uds-path /run/tgi/shard-0 --tokenizer-name /run/tgi/demo --model-name demo \
+            --payload-limit 2000000 --graceful-termination-timeout 90";
+        let router = plan(&[]).router;
+        assert_eq!(line(&router), expected);
+        assert_eq!(variable(&router, "COMPUTE_TYPE"), Some("1-cpu"));
+    }
+
+    #[test]
+    fn the_router_gets_optional_limits_only_when_they_are_set() {
+        let words = [
+            "--max-input-length=7",
+            "--max-total-tokens=9",
+            "--max-batch-total-tokens=99",
+            "--max-batch-size=3",
+            "--tokenizer-config-path=/t.json",
+            "--cors-allow-origin=http://a",
+            "--cors-allow-origin=http://b",
+            "--disable-grammar-support",
+            "--json-output",
+        ];
+        let expected = "--max-input-tokens 7 --max-total-tokens 9 --max-batch-total-tokens 99 --max-batch-size 3 \
+            --tokenizer-config-path /t.json --cors-allow-origin http://a --cors-allow-origin http://b \
+            --disable-grammar-support --json-output";
+        let line = line(&plan(&words).router);
+        assert!(line.ends_with(expected), "{line}");
+    }
+
+    #[test]
+    fn the_key_reaches_the_router_and_nobody_else_and_no_argument_list() {
+        let plan = plan(&["--api-key=hush"]);
+        assert_eq!(variable(&plan.router, "API_KEY"), Some("hush"));
+        assert_eq!(variable(&plan.shards[0].command, "API_KEY"), None);
+        assert!(plan.shards[0].command.removed.contains(&"API_KEY".into()));
+        assert!(!line(&plan.router).contains("hush") && !format!("{plan:?}").contains("hush"));
+    }
+
+    #[test]
+    fn the_router_hears_the_whole_log_filter_and_the_shards_its_level() {
+        let mut case = Case::new(&[]);
+        case.variables.log_level = Some("router=debug,h2=warn".into());
+        let plan = case.plan().unwrap();
+        assert_eq!(variable(&plan.router, "LOG_LEVEL"), Some("router=debug,h2=warn"));
+        assert!(line(&plan.shards[0].command).contains("--logger-level INFO"));
+    }
+}

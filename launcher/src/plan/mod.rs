@@ -1,0 +1,138 @@
+//! Arguments, model and machine become a plan: what will run, and why so. Pure: nothing here starts anything, reads a
+//! file or asks the clock. `--plan` prints the very object that `supervise` executes.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::args::Args;
+use crate::env::{Machine, Variables};
+use crate::model::Model;
+
+mod checks;
+mod commands;
+mod limits;
+mod table;
+mod unserved;
+mod values;
+
+pub use checks::PlanError;
+pub use commands::{ChildCommand, EnvValue};
+pub use limits::{Limits, TokenLimit};
+pub use values::{Bytes, Derived, Values};
+
+/// What a plan is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanInput<'a> {
+    /// What the user typed.
+    pub args: &'a Args,
+    /// The model to serve.
+    pub model: &'a Model,
+    /// Where the children will run.
+    pub machine: &'a Machine,
+    /// The variables that are no flag's.
+    pub variables: &'a Variables,
+    /// The most talkative level of the launcher's log, such as `INFO`.
+    pub log_level: &'a str,
+    /// The launcher's private directory.
+    pub run_dir: &'a Path,
+}
+
+/// Everything that will be started, in the order of starting.
+#[derive(Clone, Debug)]
+pub struct LaunchPlan {
+    /// Every derived value with its reason.
+    pub values: Values,
+    /// One shard per rank, in the order of ranks.
+    pub shards: Vec<ShardPlan>,
+    /// The router, which is started when all shards are ready.
+    pub router: ChildCommand,
+    /// How long a child may take to end after SIGTERM.
+    pub termination_timeout: Duration,
+    /// What the user should know, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// One shard.
+#[derive(Clone, Debug)]
+pub struct ShardPlan {
+    /// Its number among the shards, from 0.
+    pub rank: usize,
+    /// The socket it will listen on; the file appears when it is ready.
+    pub socket: PathBuf,
+    /// How it is started.
+    pub command: ChildCommand,
+}
+
+impl LaunchPlan {
+    /// Derives the plan.
+    ///
+    /// Errors when arguments contradict each other, or ask for what this version does not serve.
+    pub fn new(input: PlanInput<'_>) -> Result<Self, PlanError> {
+        checks::check(input.args)?;
+        let values = Values::derive(input)?;
+        Ok(Self {
+            shards: (0..values.shard_count.value).map(|rank| commands::shard(input, &values, rank)).collect(),
+            router: commands::router(input, &values),
+            termination_timeout: Duration::from_secs(input.args.graceful_termination_timeout),
+            warnings: unserved::warnings(input, &values),
+            values,
+        })
+    }
+}
+
+/// What the tests of a plan start from: the demo model on a small machine.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    pub(crate) struct Case {
+        pub(crate) args: Args,
+        pub(crate) model: Model,
+        pub(crate) machine: Machine,
+        pub(crate) variables: Variables,
+    }
+
+    impl Case {
+        pub(crate) fn new(words: &[&str]) -> Self {
+            Self {
+                args: Args::parse_without_environment(words).unwrap_or_else(|error| panic!("{error}")),
+                model: Model::demo(PathBuf::from("/run/tgi/demo")),
+                machine: Machine {
+                    cores: 6,
+                    memory_bytes: Some(8 << 30),
+                    executable: PathBuf::from("/bin/launcher"),
+                    pid: 4711,
+                    temporary: PathBuf::from("/tmp"),
+                },
+                variables: Variables::default(),
+            }
+        }
+
+        pub(crate) fn input(&self) -> PlanInput<'_> {
+            PlanInput {
+                args: &self.args,
+                model: &self.model,
+                machine: &self.machine,
+                variables: &self.variables,
+                log_level: "INFO",
+                run_dir: Path::new("/run/tgi"),
+            }
+        }
+
+        pub(crate) fn plan(&self) -> Result<LaunchPlan, PlanError> {
+            LaunchPlan::new(self.input())
+        }
+    }
+
+    /// The plan for these arguments, which are expected to be fine.
+    pub(crate) fn plan(words: &[&str]) -> LaunchPlan {
+        Case::new(words).plan().unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// The one line that answers these arguments, which are expected not to be fine.
+    pub(crate) fn refusal(words: &[&str]) -> String {
+        let line = Case::new(words).plan().expect_err("the arguments are wrong").to_string();
+        assert_eq!(line.lines().count(), 1, "{line}");
+        line
+    }
+}

@@ -1,0 +1,208 @@
+//! Flags whose subject does not exist in this version: refused when leaving it out would change answers or security,
+//! otherwise accepted with a warning.
+
+use super::checks::PlanError;
+use super::values::Values;
+use super::{PlanInput, TokenLimit};
+use crate::args::Args;
+
+/// Errors when a flag asks for something that changes answers or security and is not there.
+pub(super) fn refuse(args: &Args) -> Result<(), PlanError> {
+    let number = |value: Option<usize>| value.map(|value| value.to_string());
+    let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    let asked = [
+        ("--revision", args.revision.clone(), "models of the Hub"),
+        ("--quantize", args.quantize.clone(), "quantized weights"),
+        ("--dtype", args.dtype.clone(), "weights in another element type than the stored one"),
+        ("--kv-cache-dtype", args.kv_cache_dtype.clone(), "8-bit key/value caches"),
+        ("--lora-adapters", args.lora_adapters.clone(), "LoRA adapters"),
+        ("--rope-scaling", args.rope_scaling.clone(), "another rotary scaling than the model's own"),
+        (
+            "--rope-factor",
+            args.rope_factor.map(|factor| factor.to_string()),
+            "another rotary scaling than the model's own",
+        ),
+        (
+            "--weights-cache-override",
+            path(&args.weights_cache_override),
+            "weights outside the model's directory",
+        ),
+        ("--sharded", args.sharded.filter(|on| *on).map(|on| on.to_string()), "a model over several devices"),
+        ("--num-shard", number(args.num_shard.filter(|count| *count > 1)), "a model over several devices"),
+        ("--ngrok", args.ngrok.then(|| "true".to_owned()), "through a tunnel"),
+    ];
+    for (flag, value, what) in asked {
+        // An empty variable, as container files like to set them, asks for nothing.
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            return Err(PlanError::NotServed { flag: format!("{flag} {value}"), what });
+        }
+    }
+    Ok(())
+}
+
+/// What the user should know, one line each: flags without effect first, then doubtful values.
+pub(super) fn warnings(input: PlanInput<'_>, values: &Values) -> Vec<String> {
+    let mut warnings = without_effect(input);
+    let args = input.args;
+    if let Some(warning) = &values.address_warning {
+        warnings.push(warning.clone());
+    }
+    if args.port == args.prometheus_port && args.port != 0 {
+        warnings.push(format!(
+            "--port and --prometheus-port are both {}: the metrics are at /metrics of the HTTP API only",
+            args.port
+        ));
+    }
+    if let (TokenLimit::Given(total), Some((positions, key))) =
+        (values.limits.max_total_tokens.value, input.model.config.position_count)
+        && total > positions
+    {
+        warnings.push(format!(
+            "--max-total-tokens {total} is more than the {positions} positions of the model ({key})"
+        ));
+    }
+    if let Some(memory) = input.machine.memory_bytes
+        && values.weights.value.0 > memory
+    {
+        warnings.push(format!(
+            "the weights have {}, more than the {} of memory this process may use",
+            values.weights.value, values.memory.value
+        ));
+    }
+    warnings
+}
+
+fn without_effect(input: PlanInput<'_>) -> Vec<String> {
+    let args = input.args;
+    let cpu_only = "this version computes on the CPU";
+    let flags = [
+        ("--trust-remote-code", args.trust_remote_code, "no code from a model's repository is ever run"),
+        ("--speculate", args.speculate.is_some_and(|count| count > 0), "this version does not speculate"),
+        ("--huggingface-hub-cache", args.huggingface_hub_cache.is_some(), "nothing is loaded from the Hub"),
+        ("--cuda-memory-fraction", args.cuda_memory_fraction.is_some(), cpu_only),
+        ("--cuda-graphs", args.cuda_graphs.is_some(), cpu_only),
+        ("--disable-custom-kernels", args.disable_custom_kernels, "there are no such kernels"),
+        (
+            "--enable-prefill-logprobs",
+            args.enable_prefill_logprobs,
+            "log-probabilities of the prompt are always allowed",
+        ),
+        ("--otlp-endpoint", args.otlp_endpoint.is_some(), "this version sends no traces"),
+        ("--otlp-service-name", args.otlp_service_name.is_some(), "this version sends no traces"),
+        ("--ngrok-authtoken", args.ngrok_authtoken.is_some(), "it needs --ngrok"),
+        ("--ngrok-edge", args.ngrok_edge.is_some(), "it needs --ngrok"),
+        (
+            "--usage-stats",
+            args.usage_stats.as_deref().is_some_and(|mode| mode != "off"),
+            "nothing is ever sent",
+        ),
+    ];
+    let mut warnings: Vec<String> = flags
+        .into_iter()
+        .filter(|(_, set, _)| *set)
+        .map(|(flag, _, why)| format!("{flag} has no effect: {why}"))
+        .collect();
+
+    let variables = input.variables;
+    if let (None, Some(threads)) = (variables.thread_count(), &variables.omp_num_threads) {
+        warnings.push(format!("OMP_NUM_THREADS={threads} has no effect: it is not a positive number"));
+    }
+    if let Some(attention) = variables.attention.as_deref().filter(|attention| *attention != "paged") {
+        warnings.push(format!("ATTENTION={attention} has no effect: on the CPU there is `paged` only"));
+    }
+    if let Some(caching) =
+        variables.prefix_caching.as_deref().filter(|caching| ["1", "true"].contains(caching))
+    {
+        warnings
+            .push(format!("PREFIX_CACHING={caching} has no effect: `paged` attention caches no prefixes"));
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Case, plan, refusal};
+
+    #[test]
+    fn what_would_change_answers_or_security_is_refused_by_name() {
+        let flags = [
+            "--revision main",
+            "--quantize gptq",
+            "--dtype float16",
+            "--kv-cache-dtype fp8_e5m2",
+            "--lora-adapters a",
+            "--rope-scaling linear",
+            "--rope-factor 2",
+            "--weights-cache-override /w",
+            "--sharded true",
+            "--num-shard 2",
+        ];
+        for flag in flags {
+            let line = refusal(&flag.split(' ').collect::<Vec<_>>());
+            assert!(line.starts_with(&format!("{flag}: this version does not serve ")), "{line}");
+        }
+        assert!(refusal(&["--ngrok", "--ngrok-authtoken=t", "--ngrok-edge=e"]).starts_with("--ngrok true: "));
+    }
+
+    #[test]
+    fn what_asks_for_nothing_special_is_fine() {
+        let words = ["--num-shard=1", "--sharded=false", "--speculate=0", "--revision=", "--usage-stats=off"];
+        assert_eq!(plan(&words).warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_flag_without_effect_is_one_warning() {
+        let words = [
+            "--trust-remote-code",
+            "--speculate=2",
+            "--huggingface-hub-cache=/data",
+            "--cuda-memory-fraction=0.9",
+            "--cuda-graphs=0",
+            "--disable-custom-kernels",
+            "--enable-prefill-logprobs",
+            "--otlp-endpoint=http://a",
+            "--otlp-service-name=tgi",
+            "--ngrok-authtoken=t",
+            "--ngrok-edge=e",
+            "--usage-stats=no-stack",
+        ];
+        let warnings = plan(&words).warnings;
+        assert_eq!(warnings.len(), words.len());
+        for (word, warning) in words.iter().zip(&warnings) {
+            let flag = word.split('=').next().unwrap();
+            assert!(warning.starts_with(&format!("{flag} has no effect: ")), "{warning}");
+        }
+    }
+
+    #[test]
+    fn an_attention_that_is_not_there_is_a_warning() {
+        let mut case = Case::new(&[]);
+        case.variables.attention = Some("flashinfer".into());
+        case.variables.prefix_caching = Some("1".into());
+        let warnings = case.plan().unwrap().warnings;
+        assert!(
+            warnings[0].starts_with("ATTENTION=flashinfer") && warnings[1].starts_with("PREFIX_CACHING=1")
+        );
+    }
+
+    #[test]
+    fn a_thread_variable_that_is_no_number_is_a_warning() {
+        let mut case = Case::new(&[]);
+        case.variables.omp_num_threads = Some("all".into());
+        let plan = case.plan().unwrap();
+        assert_eq!(plan.values.cpu_threads.value, 6);
+        assert_eq!(plan.warnings, ["OMP_NUM_THREADS=all has no effect: it is not a positive number"]);
+    }
+
+    #[test]
+    fn doubtful_values_are_warnings() {
+        let warnings = plan(&["--max-total-tokens=4096", "--port=9000"]).warnings;
+        assert!(warnings[0].contains("both 9000"), "{warnings:?}");
+        assert!(warnings[1].contains("4096 is more than the 2048 positions"), "{warnings:?}");
+
+        let mut case = Case::new(&[]);
+        case.machine.memory_bytes = Some(1 << 20);
+        let warnings = case.plan().unwrap().warnings;
+        assert!(warnings[0].contains("more than the 1.0 MiB of memory"), "{warnings:?}");
+    }
+}

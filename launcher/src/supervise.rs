@@ -1,0 +1,261 @@
+//! Executes a plan: shards, then the router; watches over all of them; stops them in reverse order.
+
+use std::fs;
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tracing::{error, info, info_span, warn};
+
+use crate::error::LaunchError;
+use crate::plan::{LaunchPlan, ShardPlan};
+use crate::process::{Ending, Process};
+use crate::signals::StopSignals;
+use crate::socket;
+
+/// How often the log says that a shard is still loading.
+const WAITING_LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// The router ends the requests that are left when its time is up, and says so to their clients; this is its time to
+/// say it, before it is killed.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Starts what the plan says and returns when a signal has ended it, after everything has stopped.
+///
+/// Errors when a child cannot be started or ends by itself; then, too, everything has stopped.
+pub async fn run(plan: &LaunchPlan, signals: &mut StopSignals) -> Result<(), LaunchError> {
+    let mut stack = Stack { plan, shards: Vec::new(), router: None };
+    let outcome = stack.serve(signals).await;
+    stack.shut_down(signals).await;
+    outcome
+}
+
+/// The running children.
+struct Stack<'a> {
+    plan: &'a LaunchPlan,
+    shards: Vec<Process>,
+    router: Option<Process>,
+}
+
+impl Stack<'_> {
+    /// From the first shard's start until something ends.
+    async fn serve(&mut self, signals: &mut StopSignals) -> Result<(), LaunchError> {
+        self.start_shards()?;
+        tokio::select! {
+            biased;
+            signal = signals.next() => {
+                info!("{signal}: stopping");
+                return Ok(());
+            }
+            (rank, ending) = first_end(&mut self.shards) => {
+                shard_span(rank).in_scope(|| error!("Shard {rank} could not start: {ending}"));
+                return Err(LaunchError::ShardNotReady { rank, ending });
+            }
+            () = all_ready(&self.plan.shards) => {}
+        }
+        self.start_router()?;
+        tokio::select! {
+            biased;
+            signal = signals.next() => {
+                info!("{signal}: stopping");
+                Ok(())
+            }
+            // Before the router: it may end because a shard did, which then is what there is to say.
+            (rank, ending) = first_end(&mut self.shards) => {
+                shard_span(rank).in_scope(|| error!("Shard {rank} crashed: {ending}"));
+                Err(LaunchError::ShardFailed { rank, ending })
+            }
+            (_, ending) = first_end(self.router.as_mut_slice()) => {
+                error!("Webserver Crashed: {ending}");
+                Err(LaunchError::WebserverFailed(ending))
+            }
+        }
+    }
+
+    fn start_shards(&mut self) -> Result<(), LaunchError> {
+        for ShardPlan { rank, socket, command } in &self.plan.shards {
+            let rank = *rank;
+            socket::clear(socket)?;
+            shard_span(rank).in_scope(|| info!("Starting shard"));
+            let process = Process::spawn(format!("shard {rank}"), command)
+                .map_err(|source| LaunchError::ShardCannotStart { rank, source })?;
+            self.shards.push(process);
+        }
+        Ok(())
+    }
+
+    fn start_router(&mut self) -> Result<(), LaunchError> {
+        info!("Starting Webserver");
+        let process =
+            Process::spawn("webserver", &self.plan.router).map_err(LaunchError::WebserverCannotStart)?;
+        self.router = Some(process);
+        Ok(())
+    }
+
+    /// Stops the router, then the shards, and removes the sockets. A second signal kills what is left at once.
+    async fn shut_down(&mut self, signals: &mut StopSignals) {
+        tokio::select! {
+            () = self.stop_in_order() => {}
+            signal = signals.second() => {
+                warn!("{signal} again: killing what still runs");
+                self.kill().await;
+            }
+        }
+        for shard in &self.plan.shards {
+            // Most shards remove it themselves.
+            let _ = fs::remove_file(&shard.socket);
+        }
+    }
+
+    async fn stop_in_order(&mut self) {
+        let patience = self.plan.termination_timeout;
+        if let Some(router) = &mut self.router {
+            router.terminate();
+            router.end_by(deadline(patience.saturating_add(LAST_WORDS))).await;
+        }
+        info!("Shutting down shards");
+        for shard in &self.shards {
+            shard.terminate();
+        }
+        let deadline = deadline(patience);
+        for shard in &mut self.shards {
+            shard.end_by(deadline).await;
+        }
+    }
+
+    async fn kill(&mut self) {
+        for process in self.router.iter_mut().chain(&mut self.shards) {
+            process.kill().await;
+        }
+    }
+}
+
+/// Now and a while. A while beyond what the clock can count is a year.
+fn deadline(patience: Duration) -> Instant {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+    Instant::now() + patience.min(YEAR)
+}
+
+/// Waits until one of the processes has ended, and says which. Without any it waits forever.
+async fn first_end(processes: &mut [Process]) -> (usize, Ending) {
+    poll_fn(|context| {
+        for (index, process) in processes.iter_mut().enumerate() {
+            if let Poll::Ready(ending) = process.poll_end(context) {
+                return Poll::Ready((index, ending));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+async fn all_ready(shards: &[ShardPlan]) {
+    for shard in shards {
+        ready(shard).await;
+    }
+}
+
+async fn ready(shard: &ShardPlan) {
+    let start = Instant::now();
+    let mut waiting = interval_at(start + WAITING_LINE_EVERY, WAITING_LINE_EVERY);
+    waiting.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut appears = std::pin::pin!(socket::appears(&shard.socket));
+    loop {
+        tokio::select! {
+            () = &mut appears => break,
+            _ = waiting.tick() => shard_span(shard.rank).in_scope(|| info!("Waiting for shard to be ready...")),
+        }
+    }
+    shard_span(shard.rank).in_scope(|| info!("Shard ready in {:.3?}", start.elapsed()));
+}
+
+fn shard_span(rank: usize) -> tracing::Span {
+    info_span!("shard-manager", rank)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::path::{Path, PathBuf};
+
+    use nix::errno::Errno;
+    use nix::sys::signal::kill;
+    use nix::unistd::Pid;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::plan::{ChildCommand, testing};
+
+    /// A shell in `directory` that writes its process id into the file `name` and then does as told.
+    fn shell(directory: &Path, name: &str, script: &str) -> ChildCommand {
+        ChildCommand {
+            program: PathBuf::from("/bin/sh"),
+            // Renamed, so that who sees the file sees the whole number. The word after the script is its `$0`.
+            arguments: vec![
+                "-c".into(),
+                format!(r#"cd "$0"; echo $$ > {name}.new; mv {name}.new {name}; {script}"#).into(),
+                directory.into(),
+            ],
+            variables: Vec::new(),
+            removed: Vec::new(),
+        }
+    }
+
+    /// Runs a shard and a router that are shell scripts. The shard's socket appears when the shard runs.
+    fn run_scripts(shard: &str, router: &str, becomes_ready: bool) -> (String, TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut plan = testing::plan(&["--graceful-termination-timeout=5"]);
+        plan.shards[0].socket = directory.path().join("socket-0");
+        plan.shards[0].command = shell(directory.path(), "shard", shard);
+        plan.router = shell(directory.path(), "router", router);
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let outcome = runtime.block_on(async {
+            let mut signals = StopSignals::listen().unwrap();
+            let listen = async {
+                while !becomes_ready || !directory.path().join("shard").exists() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                let _listener = UnixListener::bind(&plan.shards[0].socket).unwrap();
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                outcome = run(&plan, &mut signals) => outcome,
+                () = listen => unreachable!("it listens forever"),
+            }
+        });
+        (outcome.expect_err("no signal came").to_string(), directory)
+    }
+
+    fn has_ended(directory: &TempDir, name: &str) -> bool {
+        let pid = fs::read_to_string(directory.path().join(name)).unwrap().trim().parse().unwrap();
+        kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
+    }
+
+    const FOREVER: &str = "exec sleep 600";
+
+    #[test]
+    fn a_shard_that_ends_while_loading_cannot_start_and_there_is_no_router() {
+        let (error, directory) = run_scripts("exit 3", FOREVER, false);
+        assert_eq!(error, "ShardCannotStart: shard 0 ended with exit code 3 before it was ready");
+        assert!(!directory.path().join("router").exists());
+    }
+
+    #[test]
+    fn a_router_that_ends_takes_the_shards_with_it() {
+        let (error, directory) = run_scripts(FOREVER, "exit 0", true);
+        assert_eq!(error, "WebserverFailed: the webserver ended with exit code 0");
+        assert!(has_ended(&directory, "shard"));
+        assert!(!directory.path().join("socket-0").exists());
+    }
+
+    #[test]
+    fn a_shard_that_dies_while_serving_takes_the_router_with_it() {
+        // The shard dies as soon as the router runs.
+        let shard = "while ! [ -e router ]; do sleep 0.01; done; kill -9 $$";
+        let (error, directory) = run_scripts(shard, FOREVER, true);
+        assert_eq!(error, "ShardFailed: shard 0 ended with signal 9 (SIGKILL)");
+        assert!(has_ended(&directory, "router"));
+    }
+}
