@@ -18,6 +18,9 @@
 //!
 //! What is absent: models, layers, requests. Nothing here knows what it computes for.
 
+#[cfg(target_endian = "big")]
+compile_error!("weights are little-endian and used where they lie");
+
 pub mod cpu;
 pub mod reference;
 

@@ -1,0 +1,299 @@
+//! `config.json` as typed fields. An error names the file, the field, what it holds and what was expected.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+const NAME: &str = "config.json";
+
+/// Largest file accepted. Real ones are a few kilobytes.
+const BYTES_MAX: u64 = 16 << 20;
+
+/// Largest size (hidden, vocabulary, heads …) accepted: products of two of them stay far from overflow.
+const SIZE_MAX: usize = 1 << 27;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is not a JSON object.
+    #[error("{}: {source}", file.display())]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong, and where.
+        source: serde_json::Error,
+    },
+    /// A field that has no default is absent.
+    #[error("{}: `{field}` is missing", file.display())]
+    Missing {
+        /// The file.
+        file: PathBuf,
+        /// The field.
+        field: String,
+    },
+    /// A field holds something else than it must.
+    #[error("{}: `{field}` is {found}, expected {expected}", file.display())]
+    Value {
+        /// The file.
+        file: PathBuf,
+        /// The field.
+        field: String,
+        /// What it holds.
+        found: String,
+        /// What it must hold.
+        expected: String,
+    },
+    /// A field names something that exists, perhaps, but not here.
+    #[error("{}: {field} `{found}` is not served; served: {served}", file.display())]
+    Unserved {
+        /// The file.
+        file: PathBuf,
+        /// The field.
+        field: String,
+        /// What it names.
+        found: String,
+        /// What it may name.
+        served: String,
+    },
+}
+
+/// The object in a `config.json`.
+#[derive(Clone, Debug)]
+pub struct ConfigFile {
+    path: PathBuf,
+    object: Map<String, Value>,
+}
+
+/// An object of the file: the outermost, or one inside. A field that is null counts as absent.
+#[derive(Clone, Debug)]
+pub struct Fields<'a> {
+    file: &'a Path,
+    /// Where the object is, with a dot at the end; empty for the outermost.
+    prefix: String,
+    object: &'a Map<String, Value>,
+}
+
+impl ConfigFile {
+    /// Reads `config.json` in `directory`.
+    pub fn read(directory: &Path) -> Result<Self, ConfigError> {
+        let path = directory.join(NAME);
+        match read_bounded(&path) {
+            Err(source) => Err(ConfigError::Read { file: path, source }),
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Err(source) => Err(ConfigError::Json { file: path, source }),
+                Ok(object) => Ok(Self { path, object }),
+            },
+        }
+    }
+
+    /// The outermost object.
+    pub fn fields(&self) -> Fields<'_> {
+        Fields { file: &self.path, prefix: String::new(), object: &self.object }
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > BYTES_MAX {
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {BYTES_MAX} bytes"))),
+        false => Ok(bytes),
+    }
+}
+
+impl<'a> Fields<'a> {
+    /// Whether the field is there and not null.
+    pub fn has(&self, name: &str) -> bool {
+        self.value(name).is_some()
+    }
+
+    /// A size: a whole number from 1 to 2^27.
+    pub fn size(&self, name: &str) -> Result<Option<usize>, ConfigError> {
+        self.parse(name, "a whole number from 1 to 134217728", |value| {
+            let size = usize::try_from(value.as_u64()?).ok()?;
+            (1..=SIZE_MAX).contains(&size).then_some(size)
+        })
+    }
+
+    /// A number of at least `min`.
+    pub fn number_from(&self, name: &str, min: f64) -> Result<Option<f64>, ConfigError> {
+        self.parse(name, &format!("a number of at least {min}"), |value| {
+            value.as_f64().filter(|number| number.is_finite() && *number >= min)
+        })
+    }
+
+    /// True or false.
+    pub fn flag(&self, name: &str) -> Result<Option<bool>, ConfigError> {
+        self.parse(name, "true or false", Value::as_bool)
+    }
+
+    /// A string.
+    pub fn text(&self, name: &str) -> Result<Option<&'a str>, ConfigError> {
+        self.parse(name, "a string", Value::as_str)
+    }
+
+    /// An object inside this one.
+    pub fn object(&self, name: &str) -> Result<Option<Fields<'a>>, ConfigError> {
+        let object = self.parse(name, "an object", Value::as_object)?;
+        Ok(object.map(|object| Fields { file: self.file, prefix: format!("{}{name}.", self.prefix), object }))
+    }
+
+    /// A token id, or a list of them; absent is none.
+    pub fn token_ids(&self, name: &str) -> Result<Vec<u32>, ConfigError> {
+        let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
+        let ids = self.parse(name, "a token id, or a list of token ids", |value| match value {
+            Value::Array(ids) => ids.iter().map(id).collect(),
+            single => id(single).map(|id| vec![id]),
+        })?;
+        Ok(ids.unwrap_or_default())
+    }
+
+    /// The names of the fields that are objects themselves.
+    pub fn object_names(&self) -> impl Iterator<Item = &'a str> {
+        let objects = self.object.iter().filter(|(_, value)| value.is_object());
+        objects.map(|(name, _)| name.as_str())
+    }
+
+    /// A field that has no default, read by one of the functions above.
+    pub fn required<T>(
+        &self,
+        name: &str,
+        read: impl FnOnce(&Self, &str) -> Result<Option<T>, ConfigError>,
+    ) -> Result<T, ConfigError> {
+        let missing =
+            || ConfigError::Missing { file: self.file.to_owned(), field: format!("{}{name}", self.prefix) };
+        read(self, name)?.ok_or_else(missing)
+    }
+
+    /// An error about this field, whether it is there or not.
+    pub fn wrong(&self, name: &str, expected: impl Into<String>) -> ConfigError {
+        ConfigError::Value {
+            file: self.file.to_owned(),
+            field: format!("{}{name}", self.prefix),
+            found: self.object.get(name).map_or_else(|| "absent".to_owned(), shown),
+            expected: expected.into(),
+        }
+    }
+
+    /// An error about a name that is none of those served.
+    pub fn unserved(&self, name: &str, found: &str, served: &[&str]) -> ConfigError {
+        ConfigError::Unserved {
+            file: self.file.to_owned(),
+            field: format!("{}{name}", self.prefix),
+            found: shortened(&found.escape_debug().to_string()),
+            served: served.join(", "),
+        }
+    }
+
+    fn value(&self, name: &str) -> Option<&'a Value> {
+        self.object.get(name).filter(|value| !value.is_null())
+    }
+
+    fn parse<T>(
+        &self,
+        name: &str,
+        expected: &str,
+        convert: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        match self.value(name) {
+            None => Ok(None),
+            Some(value) => match convert(value) {
+                None => Err(self.wrong(name, expected)),
+                found => Ok(found),
+            },
+        }
+    }
+}
+
+/// A value on one line of bounded length.
+fn shown(value: &Value) -> String {
+    shortened(&value.to_string())
+}
+
+fn shortened(text: &str) -> String {
+    const CHARS_MAX: usize = 80;
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(contents: &[u8]) -> Result<ConfigFile, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(NAME), contents).unwrap();
+        ConfigFile::read(directory.path())
+    }
+
+    fn check<T: std::fmt::Debug>(found: Result<T, ConfigError>, expected: &str) {
+        let message = found.unwrap_err().to_string();
+        assert!(message.contains(NAME) && message.contains(expected), "expected `{expected}` in: {message}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_json_object_is_an_error() {
+        check(read(b""), "EOF");
+        check(read(b"[]"), "expected a map");
+        check(read(b"\xff"), "line 1");
+        check(read("[".repeat(10_000).as_bytes()), "line 1");
+        let directory = tempfile::tempdir().unwrap();
+        check(ConfigFile::read(directory.path()), "No such file");
+        std::fs::create_dir(directory.path().join(NAME)).unwrap();
+        check(ConfigFile::read(directory.path()), "not a regular file");
+    }
+
+    #[test]
+    fn null_counts_as_absent() {
+        let file = read(br#"{"a": null}"#).unwrap();
+        assert_eq!(file.fields().size("a").unwrap(), None);
+        check(file.fields().required("a", Fields::size), "`a` is missing");
+    }
+
+    #[test]
+    fn a_field_of_the_wrong_kind_is_an_error_that_shows_it() {
+        let file =
+            read(br#"{"a": {"b": -1, "c": "x", "d": 0, "e": 1e99, "f": [1, -2], "g": 4294967296}}"#).unwrap();
+        let inner = file.fields().object("a").unwrap().unwrap();
+        check(inner.size("b"), "`a.b` is -1, expected a whole number");
+        check(inner.size("d"), "`a.d` is 0, expected a whole number");
+        check(inner.size("e"), "`a.e` is 1e+99, expected a whole number");
+        check(inner.size("g"), "`a.g` is 4294967296");
+        check(inner.number_from("b", 0.0), "`a.b` is -1, expected a number of at least 0");
+        check(inner.flag("c"), "`a.c` is \"x\", expected true or false");
+        check(inner.text("d"), "`a.d` is 0, expected a string");
+        check(inner.object("c"), "`a.c` is \"x\", expected an object");
+        check(inner.token_ids("f"), "`a.f` is [1,-2], expected a token id");
+        check(inner.token_ids("g"), "`a.g` is 4294967296, expected a token id");
+    }
+
+    #[test]
+    fn a_long_value_is_shortened() {
+        let file = read(format!(r#"{{"a": "{}"}}"#, "é".repeat(1000)).as_bytes()).unwrap();
+        assert!(file.fields().size("a").unwrap_err().to_string().chars().count() < 300);
+    }
+
+    #[test]
+    fn token_ids_are_one_or_many_or_none() {
+        let file = read(br#"{"one": 5, "many": [6, 7], "none": null}"#).unwrap();
+        assert_eq!(file.fields().token_ids("one").unwrap(), [5]);
+        assert_eq!(file.fields().token_ids("many").unwrap(), [6, 7]);
+        assert!(file.fields().token_ids("none").unwrap().is_empty());
+    }
+}

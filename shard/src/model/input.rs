@@ -1,0 +1,105 @@
+//! What is checked of a step before anything is computed or written, so that a wrong step leaves the cache as it was.
+
+use kernels::OpError;
+
+use super::{ModelShape, StepInput};
+use crate::cache::{KvShape, PagedKv};
+
+const OP: &str = "forward";
+
+/// Errors when the lengths differ, when an index points nowhere, or when the cache is another model's.
+pub(super) fn check(input: &StepInput<'_>, model: &ModelShape, cache: &PagedKv) -> Result<(), OpError> {
+    let tokens = input.ids.len();
+    check_cache(model, cache)?;
+    check_length("positions", input.positions, tokens)?;
+    check_length("slots", input.slots, tokens)?;
+    check_below("token id", input.ids, model.vocabulary)?;
+    check_below("position", input.positions, model.positions_max)?;
+    check_below("slot", input.slots, cache.slots())?;
+    check_below("logits row", input.logits_at, tokens)?;
+    for sequence in input.sequences {
+        check_below("slot", sequence.slots, cache.slots())?;
+    }
+    Ok(())
+}
+
+fn check_cache(model: &ModelShape, cache: &PagedKv) -> Result<(), OpError> {
+    let (expected, found) = (KvShape::from(model), cache.shape());
+    if expected == found {
+        return Ok(());
+    }
+    Err(OpError::Unsupported {
+        op: OP,
+        reason: format!("the cache is for {found:?}, the model needs {expected:?}"),
+    })
+}
+
+fn check_length(what: &'static str, values: &[u32], expected: usize) -> Result<(), OpError> {
+    if values.len() == expected {
+        return Ok(());
+    }
+    Err(OpError::Length { op: OP, what, expected, found: values.len() })
+}
+
+fn check_below(what: &'static str, values: &[u32], limit: usize) -> Result<(), OpError> {
+    // Contexts are long: the maximum of a slice is vector code, a search with an early end is not.
+    match values.iter().max() {
+        Some(&largest) if largest as usize >= limit => {
+            Err(OpError::Index { op: OP, what, index: largest as usize, limit })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use kernels::{DType, Sequence};
+    use proto::units::{BlockCount, BlockSize};
+
+    use super::*;
+    use crate::backend::Device;
+
+    const MODEL: ModelShape = ModelShape {
+        vocabulary: 10,
+        layers: 1,
+        kv_heads: 1,
+        head_dim: 2,
+        positions_max: 4,
+        dtype: DType::F32,
+    };
+
+    fn cache(shape: KvShape) -> PagedKv {
+        let device = Device::cpu(NonZeroUsize::MIN).unwrap();
+        PagedKv::new(&device, shape, BlockCount(2), BlockSize::new(4).unwrap()).unwrap()
+    }
+
+    fn expect(input: StepInput<'_>, expected: &str) {
+        let error = check(&input, &MODEL, &cache((&MODEL).into())).unwrap_err();
+        assert!(error.to_string().contains(expected), "expected `{expected}` in: {error}");
+    }
+
+    #[test]
+    fn a_step_that_points_nowhere_is_refused_with_what_and_where() {
+        let sequence = |slots| [Sequence { rows: 0..2, start: 0, slots }];
+        let sequences = &sequence(&[6, 7]);
+        let good = StepInput { ids: &[0, 9], positions: &[0, 3], slots: &[6, 7], sequences, logits_at: &[1] };
+        assert_eq!(check(&good, &MODEL, &cache((&MODEL).into())), Ok(()));
+        expect(StepInput { ids: &[0, 10], ..good }, "token id 10 is out of range, the limit is 10");
+        expect(StepInput { positions: &[0, 4], ..good }, "position 4 is out of range, the limit is 4");
+        expect(StepInput { slots: &[6, 8], ..good }, "slot 8 is out of range, the limit is 8");
+        expect(StepInput { logits_at: &[2], ..good }, "logits row 2 is out of range, the limit is 2");
+        expect(StepInput { sequences: &sequence(&[6, 9]), ..good }, "slot 9 is out of range");
+        expect(StepInput { positions: &[0], ..good }, "positions has 1 elements, 2 expected");
+        expect(StepInput { slots: &[6], ..good }, "slots has 1 elements, 2 expected");
+    }
+
+    #[test]
+    fn another_models_cache_is_refused() {
+        let other = cache(KvShape { layers: 2, kv_heads: 1, head_dim: 2 });
+        let step = StepInput { ids: &[], positions: &[], slots: &[], sequences: &[], logits_at: &[] };
+        let message = check(&step, &MODEL, &other).unwrap_err().to_string();
+        assert!(message.contains("layers: 2") && message.contains("layers: 1"), "{message}");
+    }
+}

@@ -1,0 +1,13 @@
+//! Whole models against what other code computes for them.
+//!
+//! - `fixture.rs`: a checkpoint with the numbers of the reference library
+//! - `options.rs`: random checkpoints of every shape, against `plain.rs`
+//! - `plain.rs`: the Llama decoder in plain f64 loops, from the equations, sharing no code with the crate
+//! - `checkpoint.rs`: writes those random checkpoints
+//! - `steps.rs`: drives a model as the engine does: a batch of requests, a paged cache, scattered slots
+
+mod checkpoint;
+mod fixture;
+mod options;
+mod plain;
+mod steps;

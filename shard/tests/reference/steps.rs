@@ -1,0 +1,125 @@
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::Path;
+
+use kernels::Sequence;
+use proto::units::{BlockCount, BlockSize};
+use shard::backend::Device;
+use shard::cache::PagedKv;
+use shard::model::{self, Model, StepInput};
+
+const BLOCKS: BlockCount = BlockCount(128);
+const BLOCK_SIZE: BlockSize = BlockSize::new(16).unwrap();
+const SLOTS: u32 = BLOCKS.0 * BLOCK_SIZE.get();
+
+/// A model with a cache in which slots are handed out in no useful order.
+pub(crate) struct Runner {
+    model: Box<dyn Model>,
+    cache: PagedKv,
+    slots_taken: u32,
+}
+
+/// One request: its tokens so far, of which the first `computed` are in the cache, and a slot for each.
+pub(crate) struct Request {
+    pub(crate) ids: Vec<u32>,
+    slots: Vec<u32>,
+    computed: usize,
+}
+
+impl Request {
+    /// The positions that its next step computes.
+    fn next(&self, tokens_max: usize) -> Range<usize> {
+        self.computed..self.ids.len().min(self.computed.saturating_add(tokens_max))
+    }
+}
+
+/// Logits of each row that a step computed for a request.
+pub(crate) type Logits = Vec<Vec<f32>>;
+
+impl Runner {
+    pub(crate) fn new(directory: &Path, threads: usize) -> Self {
+        let threads = NonZeroUsize::new(threads).expect("at least one thread");
+        let device = Device::cpu(threads).expect("the CPU is always there");
+        let model = model::load(directory, device.clone()).expect("the checkpoint is good");
+        let cache =
+            PagedKv::new(&device, model.shape().into(), BLOCKS, BLOCK_SIZE).expect("a small cache fits");
+        Self { model, cache, slots_taken: 0 }
+    }
+
+    /// A request with this prompt, and slots for `tokens_more` further tokens.
+    pub(crate) fn request(&mut self, prompt: &[u32], tokens_more: usize) -> Request {
+        let slots = (0..prompt.len() + tokens_more).map(|_| self.slot()).collect();
+        Request { ids: prompt.to_vec(), slots, computed: 0 }
+    }
+
+    /// Computes the tokens that are new since the last step, at most `tokens_max` of each request, in one batch.
+    /// Returns the logits of all of them.
+    pub(crate) fn step(&mut self, requests: &mut [&mut Request], tokens_max: usize) -> Vec<Logits> {
+        let rows = |count: usize| (0..count as u32).collect::<Vec<_>>();
+        let logits = self.forward(requests, tokens_max, rows);
+        let mut logits = logits.into_iter();
+        let mut answers = Vec::new();
+        for request in requests {
+            let count = request.next(tokens_max).len();
+            request.computed += count;
+            answers.push(logits.by_ref().take(count).collect());
+        }
+        answers
+    }
+
+    /// Computes a request's prompt and returns only the last token's logits, as the engine does.
+    pub(crate) fn last_logits(&mut self, request: &mut Request) -> Vec<f32> {
+        let logits = self.forward(&[&mut *request], usize::MAX, |count| vec![count as u32 - 1]);
+        request.computed = request.ids.len();
+        logits.into_iter().next().expect("one row was asked for")
+    }
+
+    fn forward(
+        &mut self,
+        requests: &[&mut Request],
+        tokens_max: usize,
+        logits_at: impl FnOnce(usize) -> Vec<u32>,
+    ) -> Logits {
+        let (mut ids, mut positions, mut slots, mut sequences) = (vec![], vec![], vec![], vec![]);
+        for request in requests {
+            let Range { start, end } = request.next(tokens_max);
+            let first = ids.len();
+            ids.extend_from_slice(&request.ids[start..end]);
+            positions.extend(start as u32..end as u32);
+            slots.extend_from_slice(&request.slots[start..end]);
+            sequences.push(Sequence { rows: first..ids.len(), start, slots: &request.slots[..end] });
+        }
+        let logits_at = logits_at(ids.len());
+        let input = StepInput {
+            ids: &ids,
+            positions: &positions,
+            slots: &slots,
+            sequences: &sequences,
+            logits_at: &logits_at,
+        };
+        let logits = self.model.forward(&input, &mut self.cache).expect("the step is well formed");
+        assert_eq!(logits.rows(), logits_at.len());
+        logits.host().chunks(logits.width()).map(<[f32]>::to_vec).collect()
+    }
+
+    /// A slot that no other token has: multiplying by an odd number permutes a power of two.
+    fn slot(&mut self) -> u32 {
+        assert!(self.slots_taken < SLOTS, "the cache is full");
+        let slot = (self.slots_taken * 1237 + 11) % SLOTS;
+        self.slots_taken += 1;
+        slot
+    }
+}
+
+/// Natural logarithm of the softmax.
+pub(crate) fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    logits.iter().map(|&logit| f64::from(logit - max) - sum.ln()).collect()
+}
+
+/// The first of the largest.
+pub(crate) fn argmax(logits: &[f32]) -> u32 {
+    let better = |best: usize, (at, logit): (usize, &f32)| if *logit > logits[best] { at } else { best };
+    logits.iter().enumerate().fold(0, better) as u32
+}
