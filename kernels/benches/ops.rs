@@ -1,26 +1,25 @@
-//! Time of the operations that a decoder spends its time in, on all threads of this machine.
+//! Time of the operations that a decoder spends its time in.
 //!
 //! `cargo bench -p kernels`. A product's bytes are those of its weight, to compare with the bandwidth of the memory;
 //! its items are multiply-adds.
 
 use std::num::NonZeroUsize;
+use std::sync::LazyLock;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use kernels::cpu::{self, Attention, Cpu, Isa, Product};
 use kernels::{DType, HeadShape, Matrix, Sequence};
 
+/// All threads of this machine.
+static CPU: LazyLock<Cpu> = LazyLock::new(|| {
+    let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    Cpu::new(threads).expect("threads")
+});
+
+/// Operations are called from one of the threads, as a forward pass does.
 fn main() {
-    divan::main();
-}
-
-fn threads() -> NonZeroUsize {
-    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
-}
-
-/// Times the call as the engine makes it: from one of the threads.
-fn time(bencher: Bencher<'_, '_>, cpu: &Cpu, mut call: impl FnMut() + Send) {
-    cpu.install(|| bencher.bench_local(&mut call));
+    CPU.install(divan::main);
 }
 
 fn linear(bencher: Bencher<'_, '_>, cpu: &Cpu, dtype: DType, tokens: usize, [inputs, outputs]: [usize; 2]) {
@@ -31,7 +30,7 @@ fn linear(bencher: Bencher<'_, '_>, cpu: &Cpu, dtype: DType, tokens: usize, [inp
     let mut out = vec![0.0; tokens * outputs];
     let bencher =
         bencher.counter(BytesCount::new(bytes.len())).counter(ItemsCount::new(tokens * inputs * outputs));
-    time(bencher, cpu, || {
+    bencher.bench_local(|| {
         let products = &mut [Product { weight, bias: None, out: &mut out }];
         cpu::linear(cpu, divan::black_box(&input), products).expect("shapes that fit");
     });
@@ -40,19 +39,19 @@ fn linear(bencher: Bencher<'_, '_>, cpu: &Cpu, dtype: DType, tokens: usize, [inp
 /// Decode: a few tokens against weights larger than the caches of a core.
 #[divan::bench(args = [[2048, 2048], [2048, 8192], [8192, 2048]], consts = [1, 4, 16])]
 fn linear_decode<const TOKENS: usize>(bencher: Bencher<'_, '_>, shape: [usize; 2]) {
-    linear(bencher, &Cpu::new(threads()).expect("threads"), DType::BF16, TOKENS, shape);
+    linear(bencher, &CPU, DType::BF16, TOKENS, shape);
 }
 
 /// Prefill: bound by arithmetic.
 #[divan::bench(args = [[2048, 2048], [8192, 2048]], sample_count = 20)]
 fn linear_prefill_256(bencher: Bencher<'_, '_>, shape: [usize; 2]) {
-    linear(bencher, &Cpu::new(threads()).expect("threads"), DType::BF16, 256, shape);
+    linear(bencher, &CPU, DType::BF16, 256, shape);
 }
 
 /// A model of a few megabytes: the weights are in the cache, and handing work over is what costs.
 #[divan::bench(args = [[256, 256], [256, 512]], consts = [1, 16])]
 fn linear_tiny<const TOKENS: usize>(bencher: Bencher<'_, '_>, shape: [usize; 2]) {
-    linear(bencher, &Cpu::new(threads()).expect("threads"), DType::BF16, TOKENS, shape);
+    linear(bencher, &CPU, DType::BF16, TOKENS, shape);
 }
 
 /// Each stored type and instruction set, on one thread.
@@ -76,7 +75,6 @@ fn attention_prefill_512(bencher: Bencher<'_, '_>) {
 
 /// `batch` sequences whose last `tokens` of `context` positions attend.
 fn attention(bencher: Bencher<'_, '_>, batch: usize, tokens: usize, context: usize) {
-    let cpu = Cpu::new(threads()).expect("threads");
     let shape = HeadShape { heads: 32, kv_heads: 8, head_dim: 64 };
     let cache = vec![0.5; batch * context * shape.kv_width()];
     let query = vec![0.5; batch * tokens * shape.query_width()];
@@ -90,29 +88,27 @@ fn attention(bencher: Bencher<'_, '_>, batch: usize, tokens: usize, context: usi
         })
         .collect();
     let bencher = bencher.counter(BytesCount::of_slice(&cache[..]));
-    time(bencher, &cpu, || {
+    bencher.bench_local(|| {
         let (query, keys, values) = (divan::black_box(&query[..]), &cache[..], &cache[..]);
         let args =
             Attention { shape, scale: 0.125, query, keys, values, sequences: &sequences, out: &mut out };
-        cpu::attention(&cpu, args).expect("shapes that fit");
+        cpu::attention(&CPU, args).expect("shapes that fit");
     });
 }
 
 /// Operations on the residual stream of a model of width 2048.
 #[divan::bench(args = [1, 16, 256])]
 fn add_rms_norm(bencher: Bencher<'_, '_>, tokens: usize) {
-    let cpu = Cpu::new(threads()).expect("threads");
     let (delta, weight) = (vec![0.0; tokens * 2048], vec![1.0; 2048]);
     let (mut residual, mut out) = (vec![0.5; delta.len()], vec![0.0; delta.len()]);
-    time(bencher, &cpu, || {
-        cpu::add_rms_norm(&cpu, &mut residual, &delta, &weight, 1e-5, &mut out).expect("shapes that fit");
+    bencher.bench_local(|| {
+        cpu::add_rms_norm(&CPU, &mut residual, &delta, &weight, 1e-5, &mut out).expect("shapes that fit");
     });
 }
 
 /// The gate of a model of inner width 8192.
 #[divan::bench(args = [1, 16, 256])]
 fn gated_silu(bencher: Bencher<'_, '_>, tokens: usize) {
-    let cpu = Cpu::new(threads()).expect("threads");
     let (mut gate, up) = (vec![0.5; tokens * 8192], vec![0.5; tokens * 8192]);
-    time(bencher, &cpu, || cpu::gated_silu(&cpu, &mut gate, &up).expect("equal lengths"));
+    bencher.bench_local(|| cpu::gated_silu(&CPU, &mut gate, &up).expect("equal lengths"));
 }

@@ -151,10 +151,11 @@ impl Kernel for Piece<'_> {
             self.out.row_mut(token).fill(0.0);
         }
         let context = self.position(self.tokens.end);
+        let (mut packed_keys, mut packed_values) = (Vec::new(), Vec::new());
         for first in (0..context).step_by(GROUP) {
-            let positions = first..context.min(first + GROUP);
-            let keys = self.cached(self.keys, positions.clone());
-            let values = self.cached(self.values, positions);
+            let slots = &self.sequence.slots[first..context.min(first + GROUP)];
+            let keys = self.vectors(self.keys, slots, &mut packed_keys);
+            let values = self.vectors(self.values, slots, &mut packed_values);
             for (token, seen) in self.tokens.clone().zip(&mut seen) {
                 let visible = (self.position(token) + 1).saturating_sub(first).min(GROUP);
                 if visible > 0 {
@@ -170,20 +171,33 @@ impl Kernel for Piece<'_> {
     }
 }
 
-impl<'a> Piece<'a> {
+impl Piece<'_> {
     /// Position of a row of the batch in its sequence.
     fn position(&self, token: usize) -> usize {
         self.sequence.start + (token - self.sequence.rows.start)
     }
 
-    /// This key/value head's vectors of at most [`GROUP`] positions.
+    /// This key/value head's vectors in some slots.
+    ///
+    /// In the cache they are a power of two apart, so a few sets of the nearest cache have to hold them all. Where
+    /// several tokens read them, they are copied next to each other first.
     #[inline(always)]
-    fn cached(&self, cache: &'a [f32], positions: Range<usize>) -> [&'a [f32]; GROUP] {
+    fn vectors<'v>(&self, cache: &'v [f32], slots: &[u32], packed: &'v mut Vec<f32>) -> [&'v [f32]; GROUP] {
         let HeadShape { heads, kv_heads, head_dim } = self.shape;
         let kv_head = self.heads.start / (heads / kv_heads);
-        let mut vectors = [&cache[..0]; GROUP];
-        for (vector, &slot) in vectors.iter_mut().zip(&self.sequence.slots[positions]) {
-            *vector = &cache[(slot as usize * kv_heads + kv_head) * head_dim..][..head_dim];
+        let cached =
+            slots.iter().map(|&slot| &cache[(slot as usize * kv_heads + kv_head) * head_dim..][..head_dim]);
+
+        let mut vectors: [&[f32]; GROUP] = [&[]; GROUP];
+        if self.tokens.len() > 1 {
+            packed.clear();
+            cached.for_each(|vector| packed.extend_from_slice(vector));
+            vectors
+                .iter_mut()
+                .zip(packed.chunks_exact(head_dim))
+                .for_each(|(vector, packed)| *vector = packed);
+        } else {
+            vectors.iter_mut().zip(cached).for_each(|(vector, cached)| *vector = cached);
         }
         vectors
     }
@@ -208,7 +222,7 @@ impl<'a> Piece<'a> {
         let out = self.out.row_mut(token - self.tokens.start);
         for ((out, scores), seen) in out.chunks_exact_mut(head_dim).zip(&mut scores).zip(seen) {
             let fade = weigh(simd, scores, seen);
-            add_values(simd, fade, &scores[..values.len()], values, out);
+            add_values(simd, fade, scores, values, out);
         }
     }
 
@@ -262,19 +276,20 @@ fn weigh<S: Simd>(simd: S, scores: &mut [f32; GROUP], seen: &mut Seen) -> f32 {
 #[inline(always)]
 fn add_values<S: Simd>(simd: S, fade: f32, weights: &[f32], values: &[&[f32]], out: &mut [f32]) {
     let mut at = 0;
-    while at + 8 * S::LANES <= out.len() {
+    let width = out.len();
+    while at + 8 * S::LANES <= width {
         add_columns::<S, 8>(simd, fade, weights, values, at, &mut out[at..]);
         at += 8 * S::LANES;
     }
-    while at + 2 * S::LANES <= out.len() {
-        add_columns::<S, 2>(simd, fade, weights, values, at, &mut out[at..]);
-        at += 2 * S::LANES;
+    while at + 4 * S::LANES <= width {
+        add_columns::<S, 4>(simd, fade, weights, values, at, &mut out[at..]);
+        at += 4 * S::LANES;
     }
-    if at + S::LANES <= out.len() {
+    while at + S::LANES <= width {
         add_columns::<S, 1>(simd, fade, weights, values, at, &mut out[at..]);
         at += S::LANES;
     }
-    if at < out.len() {
+    if at < width {
         let out = &mut out[at..];
         let mut sum = simd.mul((&*out).load_tail(simd, 0), simd.splat(fade));
         for (&weight, value) in weights.iter().zip(values) {

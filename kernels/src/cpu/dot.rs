@@ -6,61 +6,59 @@
 
 use super::simd::{Row, Simd};
 
-/// Running sums of `R` rows times `C` inputs, lane by lane.
-pub(super) type Sums<S, const R: usize, const C: usize> = [[<S as Simd>::Register; C]; R];
-
-/// `sums[r][c] += rows[r] * inputs[c]`. All are of one length.
-#[inline(always)]
-pub(super) fn accumulate<S: Simd, W: Row, const R: usize, const C: usize>(
-    simd: S,
-    rows: [W; R],
-    inputs: [&[f32]; C],
-    sums: &mut Sums<S, R, C>,
-) {
-    let len = rows[0].len();
-    assert!(rows.iter().all(|row| row.len() == len) && inputs.iter().all(|input| input.len() == len));
-
-    let whole = len - len % S::LANES;
-    let mut at = 0;
-    while at < whole {
-        let mut registers = [simd.zero(); C];
-        for (register, input) in registers.iter_mut().zip(inputs) {
-            // SAFETY: a whole register is left at `at`, of this row as of all.
-            *register = unsafe { input.load(simd, at) };
-        }
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            // SAFETY: as above.
-            let weight = unsafe { row.load(simd, at) };
-            for (sum, register) in sums.iter_mut().zip(registers) {
-                *sum = simd.mul_add(weight, register, *sum);
-            }
-        }
-        at += S::LANES;
-    }
-    if whole < len {
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            let weight = row.load_tail(simd, whole);
-            for (sum, input) in sums.iter_mut().zip(inputs) {
-                *sum = simd.mul_add(weight, input.load_tail(simd, whole), *sum);
-            }
-        }
-    }
-}
-
-/// The dot products of `R` rows with `C` inputs: `result[r][c]`.
+/// The dot products of `R` rows with `C` inputs, all of one length: `result[r][c]`.
 #[inline(always)]
 pub(super) fn dots<S: Simd, W: Row, const R: usize, const C: usize>(
     simd: S,
     rows: [W; R],
     inputs: [&[f32]; C],
 ) -> [[f32; C]; R] {
+    let len = rows[0].len();
+    assert!(rows.iter().all(|row| row.len() == len) && inputs.iter().all(|input| input.len() == len));
+
     let mut sums = [[simd.zero(); C]; R];
-    accumulate(simd, rows, inputs, &mut sums);
+    let whole = len - len % S::LANES;
+    let mut at = 0;
+    while at < whole {
+        let mut registers = [simd.zero(); C];
+        for (register, input) in registers.iter_mut().zip(&inputs) {
+            // SAFETY: a whole register is left at `at`, of this row as of all.
+            *register = unsafe { input.load(simd, at) };
+        }
+        for (sums, row) in sums.iter_mut().zip(&rows) {
+            // SAFETY: as above.
+            let weight = unsafe { row.load(simd, at) };
+            for (sum, register) in sums.iter_mut().zip(&registers) {
+                *sum = simd.mul_add(weight, *register, *sum);
+            }
+        }
+        at += S::LANES;
+    }
+    if whole < len {
+        for (sums, row) in sums.iter_mut().zip(&rows) {
+            let weight = row.load_tail(simd, whole);
+            for (sum, input) in sums.iter_mut().zip(inputs) {
+                *sum = simd.mul_add(weight, input.load_tail(simd, whole), *sum);
+            }
+        }
+    }
+    reduce(simd, sums)
+}
+
+/// The sum of each register's lanes. They are added four registers at a time, down each column.
+#[inline(always)]
+fn reduce<S: Simd, const R: usize, const C: usize>(simd: S, sums: [[S::Register; C]; R]) -> [[f32; C]; R] {
     let mut dots = [[0.0; C]; R];
-    for (dots, sums) in dots.as_flattened_mut().chunks_mut(4).zip(sums.as_flattened().chunks(4)) {
-        let mut four = [simd.zero(); 4];
-        four[..sums.len()].copy_from_slice(sums);
-        dots.copy_from_slice(&simd.sums(four)[..dots.len()]);
+    for first in (0..R).step_by(4) {
+        for c in 0..C {
+            let mut four = [simd.zero(); 4];
+            for (four, sums) in four.iter_mut().zip(&sums[first..]) {
+                *four = sums[c];
+            }
+            for (dots, dot) in dots[first..].iter_mut().zip(simd.sums(four)) {
+                dots[c] = dot;
+            }
+        }
     }
     dots
 }

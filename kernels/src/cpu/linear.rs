@@ -1,14 +1,14 @@
 //! Products with weight matrices. See [`dot`](super::dot) for the order of summation, which all paths share.
 //!
-//! For a few tokens the time goes into reading the weights, so they are converted in registers, once per tile. From
-//! [`PANEL_TOKENS_MIN`] tokens on it goes into multiplying: a panel of weights is converted once, stays in the nearest
-//! cache, and meets many tokens before the next panel.
+//! Weights are read where they lie and converted in registers, a few rows against a few tokens at a time. For one token
+//! that keeps up with the memory. For many, the tokens are taken in blocks whose inputs stay in a near cache, so that
+//! weights come from memory once per block and multiplying is all that is left.
 
 use std::ops::Range;
 
 use super::Cpu;
-use super::dot::{accumulate, dots};
-use super::simd::{BF16, Element, F16, F32, Kernel, Row, Simd, Stored, widen};
+use super::dot::dots;
+use super::simd::{BF16, Element, F16, F32, Kernel, Simd, Stored};
 use super::tile::Tile;
 use crate::error::{check_length, check_rows};
 use crate::{DType, Matrix, OpError};
@@ -33,7 +33,7 @@ pub fn linear(cpu: &Cpu, input: &[f32], products: &mut [Product<'_>]) -> Result<
     let tokens = check(input, products)?;
     let outputs: usize = products.iter().map(|product| product.weight.rows()).sum();
     let work = outputs * input.len();
-    let rows_per_piece = outputs.div_ceil(cpu.pieces(work)).max(1).next_multiple_of(PANEL_ROWS);
+    let rows_per_piece = outputs.div_ceil(cpu.pieces(work)).max(1).next_multiple_of(ROWS_ALONE);
 
     let mut pieces = Vec::new();
     for product in products {
@@ -89,107 +89,64 @@ impl Kernel for Outputs<'_> {
     }
 }
 
-/// From this number of tokens on, converting weights ahead pays.
-const PANEL_TOKENS_MIN: usize = 7;
-/// Weight rows of a panel.
-const PANEL_ROWS: usize = 16;
-/// Weight columns of a panel: with the rows, 32 KiB of f32.
-const PANEL_COLS: usize = 512;
-/// Tokens that meet a panel before it is given up.
-const PANEL_TOKENS: usize = 48;
+/// Inputs of a block of tokens: they stay in the second-level cache while the weights pass by.
+const BLOCK_BYTES: usize = 512 * 1024;
 
-/// Rows and tokens of a tile: with 12 sums, 3 inputs and a weight it fills the 16 registers of AVX2.
-const TILE_ROWS: usize = 4;
-const TILE_TOKENS: usize = 3;
-
-/// Converted weights. Aligned so that no register is loaded from two cache lines.
-#[repr(align(64))]
-struct Panel([[f32; PANEL_COLS]; PANEL_ROWS]);
+/// Weight rows of a tile for one token: as many sums as hide the latency of an addition.
+const ROWS_ALONE: usize = 8;
+/// Weight rows of a tile.
+const ROWS: usize = 4;
+/// Tokens of a tile: 12 sums, 3 inputs and a weight fill the 16 registers of AVX2.
+const TOKENS: usize = 3;
 
 impl<'a> Outputs<'a> {
     #[inline(always)]
     fn compute<S: Simd, E: Element>(mut self, simd: S) {
-        match self.tokens {
+        if self.tokens == 1 {
+            for row in (0..self.rows.len()).step_by(ROWS_ALONE) {
+                self.tile::<S, E, ROWS_ALONE, 1>(simd, row, 0);
+            }
+            return;
+        }
+        let fitting = BLOCK_BYTES / (self.weight.cols() * size_of::<f32>());
+        let block = fitting.max(4 * TOKENS).next_multiple_of(TOKENS);
+        for first in (0..self.tokens).step_by(block) {
+            let tokens = first..self.tokens.min(first + block);
+            for row in (0..self.rows.len()).step_by(ROWS) {
+                self.tiles::<S, E>(simd, row, tokens.clone());
+            }
+        }
+    }
+
+    /// [`ROWS`] outputs of a block of tokens.
+    #[inline(always)]
+    fn tiles<S: Simd, E: Element>(&mut self, simd: S, row: usize, mut tokens: Range<usize>) {
+        while tokens.len() >= TOKENS {
+            self.tile::<S, E, ROWS, TOKENS>(simd, row, tokens.start);
+            tokens.start += TOKENS;
+        }
+        match tokens.len() {
             0 => {}
-            1 => self.tiles::<S, E, 8, 1>(simd),
-            2 => self.tiles::<S, E, TILE_ROWS, 2>(simd),
-            3..PANEL_TOKENS_MIN => self.tiles::<S, E, TILE_ROWS, TILE_TOKENS>(simd),
-            _ => self.panels::<S, E>(simd),
+            1 => self.tile::<S, E, ROWS, 1>(simd, row, tokens.start),
+            _ => self.tile::<S, E, ROWS, 2>(simd, row, tokens.start),
         }
     }
 
-    /// Weights from where they are, `R` rows and `C` tokens at a time.
-    ///
-    /// A tile that reaches beyond the last row or token repeats it instead, and leaves the results.
+    /// `R` outputs of `C` tokens. Where there are fewer rows left, the last one is repeated and the results are left.
     #[inline(always)]
-    fn tiles<S: Simd, E: Element, const R: usize, const C: usize>(&mut self, simd: S) {
-        for row in (0..self.rows.len()).step_by(R) {
-            let weights: [Stored<'_, E>; R] = std::array::from_fn(|r| self.weight_row(row + r));
-            for token in (0..self.tokens).step_by(C) {
-                let inputs: [&[f32]; C] = std::array::from_fn(|c| self.input_row(token + c));
-                let sums = dots(simd, weights, inputs);
-                for (r, sums) in sums.iter().enumerate().take(self.rows.len() - row) {
-                    for (c, &sum) in sums.iter().enumerate().take(self.tokens - token) {
-                        self.write(token + c, row + r, sum);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Weights panel by panel.
-    #[inline(always)]
-    fn panels<S: Simd, E: Element>(&mut self, simd: S) {
-        let mut panel = Panel([[0.0; PANEL_COLS]; PANEL_ROWS]);
-        for row in (0..self.rows.len()).step_by(PANEL_ROWS) {
-            for token in (0..self.tokens).step_by(PANEL_TOKENS) {
-                let mut sums = [[simd.zero(); PANEL_ROWS]; PANEL_TOKENS];
-                for col in (0..self.weight.cols()).step_by(PANEL_COLS) {
-                    let cols = col..self.weight.cols().min(col + PANEL_COLS);
-                    for (r, converted) in panel.0.iter_mut().enumerate() {
-                        let stored = self.weight_row::<E>(row + r).part(cols.clone());
-                        widen(simd, stored, &mut converted[..cols.len()]);
-                    }
-                    self.multiply(simd, &panel, cols, token, &mut sums);
-                }
-                for (token, sums) in (token..self.tokens).zip(sums) {
-                    for (row, sum) in (row..self.rows.len()).zip(sums) {
-                        self.write(token, row, simd.sum(sum));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Adds a panel's products with up to [`PANEL_TOKENS`] tokens from `first_token` on.
-    #[inline(always)]
-    fn multiply<S: Simd>(
-        &self,
+    fn tile<S: Simd, E: Element, const R: usize, const C: usize>(
+        &mut self,
         simd: S,
-        panel: &Panel,
-        cols: Range<usize>,
-        first_token: usize,
-        sums: &mut [[S::Register; PANEL_ROWS]; PANEL_TOKENS],
+        row: usize,
+        token: usize,
     ) {
-        for (token, sums) in
-            (first_token..self.tokens).step_by(TILE_TOKENS).zip(sums.chunks_exact_mut(TILE_TOKENS))
-        {
-            let inputs: [&[f32]; TILE_TOKENS] =
-                std::array::from_fn(|c| &self.input_row(token + c)[cols.clone()]);
-            for row in (0..PANEL_ROWS).step_by(TILE_ROWS) {
-                let weights: [&[f32]; TILE_ROWS] = std::array::from_fn(|r| &panel.0[row + r][..cols.len()]);
-                let mut tile = [[simd.zero(); TILE_TOKENS]; TILE_ROWS];
-                for (r, tile) in tile.iter_mut().enumerate() {
-                    for (c, tile) in tile.iter_mut().enumerate() {
-                        *tile = sums[c][row + r];
-                    }
-                }
-                accumulate(simd, weights, inputs, &mut tile);
-                for (r, tile) in tile.iter().enumerate() {
-                    for (c, tile) in tile.iter().enumerate() {
-                        sums[c][row + r] = *tile;
-                    }
-                }
+        let weights: [Stored<'_, E>; R] = std::array::from_fn(|r| self.weight_row(row + r));
+        let inputs: [&[f32]; C] = std::array::from_fn(|c| self.input_row(token + c));
+        let sums = dots(simd, weights, inputs);
+        for (row, sums) in (row..self.rows.len()).zip(sums) {
+            let bias = self.bias.map_or(0.0, |bias| bias[self.rows.start + row]);
+            for (token, sum) in (token..).zip(sums) {
+                self.out.row_mut(token)[row] = sum + bias;
             }
         }
     }
@@ -200,16 +157,9 @@ impl<'a> Outputs<'a> {
         Stored::new(self.weight.row((self.rows.start + row).min(self.rows.end - 1)))
     }
 
-    /// A token's input; the last one's where there are no more.
     #[inline(always)]
     fn input_row(&self, token: usize) -> &'a [f32] {
         let inputs = self.weight.cols();
-        &self.input[token.min(self.tokens - 1) * inputs..][..inputs]
-    }
-
-    #[inline(always)]
-    fn write(&mut self, token: usize, row: usize, sum: f32) {
-        let bias = self.bias.map_or(0.0, |bias| bias[self.rows.start + row]);
-        self.out.row_mut(token)[row] = sum + bias;
+        &self.input[token * inputs..][..inputs]
     }
 }

@@ -15,10 +15,10 @@ pub struct Cpu {
     isa: Isa,
 }
 
-/// An operation of less work than this runs on the calling thread, because waking the others takes longer.
+/// An operation of less work than this, in multiply-adds, runs on the calling thread.
 ///
-/// In multiply-adds that AVX2 does from the second-level cache, about eight per nanosecond.
-const WORTH_SHARING: usize = 200_000;
+/// It is about 40 microseconds of one thread. To wake another one takes 5 to 20, and as long again to come back.
+const WORTH_SHARING: usize = 1_000_000;
 
 impl Cpu {
     /// Starts `threads` threads and picks the best instruction set this machine has.

@@ -8,6 +8,8 @@ use super::Isa;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod exp;
 mod plain;
 mod row;
@@ -102,17 +104,21 @@ impl Isa {
             Isa::Plain => true,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::Avx2::detect().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::Avx512::detect().is_some(),
         }
     }
 
     /// Runs the kernel's version for this instruction set. The machine must have it.
     pub(super) fn run(self, kernel: impl Kernel) {
+        #[cfg(target_arch = "x86_64")]
+        const CHECKED: &str = "a Cpu is only made with what the machine has";
         match self {
             Isa::Plain => kernel.run(plain::Plain),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => {
-                avx2::Avx2::detect().expect("a Cpu is only made with what the machine has").run(kernel)
-            }
+            Isa::Avx2 => avx2::Avx2::detect().expect(CHECKED).run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::Avx512::detect().expect(CHECKED).run(kernel),
         }
     }
 }

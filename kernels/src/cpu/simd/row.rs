@@ -1,14 +1,10 @@
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use super::{LANES_MAX, Simd};
 
 /// A row of numbers that registers are filled from.
 pub(in crate::cpu) trait Row: Copy {
     fn len(self) -> usize;
-
-    /// Elements `range`. Panics when they are not all there.
-    fn part(self, range: Range<usize>) -> Self;
 
     /// Elements `at .. at + LANES`.
     ///
@@ -24,11 +20,6 @@ impl Row for &[f32] {
     #[inline(always)]
     fn len(self) -> usize {
         self.len()
-    }
-
-    #[inline(always)]
-    fn part(self, range: Range<usize>) -> Self {
-        &self[range]
     }
 
     #[inline(always)]
@@ -113,11 +104,6 @@ impl<E: Element> Row for Stored<'_, E> {
     #[inline(always)]
     fn len(self) -> usize {
         self.bytes.len() / E::SIZE
-    }
-
-    #[inline(always)]
-    fn part(self, range: Range<usize>) -> Self {
-        Self::new(&self.bytes[range.start * E::SIZE..range.end * E::SIZE])
     }
 
     #[inline(always)]
