@@ -36,3 +36,49 @@ pub enum OpError {
         reason: String,
     },
 }
+
+impl OpError {
+    pub(crate) fn unsupported(op: &'static str, reason: impl Into<String>) -> Self {
+        Self::Unsupported { op, reason: reason.into() }
+    }
+}
+
+/// The argument `what` of `op` must have `expected` elements.
+pub(crate) fn check_length(
+    op: &'static str,
+    what: &'static str,
+    expected: usize,
+    found: usize,
+) -> Result<(), OpError> {
+    if found == expected { Ok(()) } else { Err(OpError::Length { op, what, expected, found }) }
+}
+
+/// The argument `what` of `op` must consist of whole rows of `width` elements: answers how many.
+///
+/// Rows without elements cannot be counted; then there are none, and an empty argument is right.
+pub(crate) fn check_rows(
+    op: &'static str,
+    what: &'static str,
+    width: usize,
+    found: usize,
+) -> Result<usize, OpError> {
+    let rows = found.checked_div(width).unwrap_or(0);
+    check_length(op, what, rows * width, found)?;
+    Ok(rows)
+}
+
+/// Every one of `indices` must be below `limit`.
+pub(crate) fn check_indices(
+    op: &'static str,
+    what: &'static str,
+    indices: &[u32],
+    limit: usize,
+) -> Result<(), OpError> {
+    // The maximum of a slice is vector code; looking for the culprit is not.
+    match indices.iter().copied().max() {
+        Some(largest) if largest as usize >= limit => {
+            Err(OpError::Index { op, what, index: largest as usize, limit })
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,3 +1,5 @@
+use half::{bf16, f16};
+
 use crate::OpError;
 
 /// Element type of stored weights.
@@ -72,4 +74,18 @@ impl<'a> Matrix<'a> {
         let stride = self.cols * self.dtype.size();
         &self.bytes[row * stride..(row + 1) * stride]
     }
+    /// One element; every stored type fits into f32 exactly. Panics when there is no such element.
+    pub fn element(&self, row: usize, col: usize) -> f32 {
+        let row = self.row(row);
+        match self.dtype {
+            DType::F32 => f32::from_le_bytes(nth(row, col)),
+            DType::F16 => f16::from_le_bytes(nth(row, col)).to_f32(),
+            DType::BF16 => bf16::from_le_bytes(nth(row, col)).to_f32(),
+        }
+    }
+}
+
+/// The bytes of element `index` in a run of elements of `N` bytes.
+fn nth<const N: usize>(bytes: &[u8], index: usize) -> [u8; N] {
+    bytes.as_chunks().0[index]
 }

@@ -1,5 +1,7 @@
 use std::ops::Range;
 
+use crate::OpError;
+
 /// Heads of an attention layer, on this device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadShape {
@@ -9,6 +11,32 @@ pub struct HeadShape {
     pub kv_heads: usize,
     /// Elements per head.
     pub head_dim: usize,
+}
+
+impl HeadShape {
+    /// Elements of one token's queries.
+    pub fn query_width(&self) -> usize {
+        self.heads.saturating_mul(self.head_dim)
+    }
+
+    /// Elements of one token's keys, or of its values.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads.saturating_mul(self.head_dim)
+    }
+
+    /// No part may be zero, and each key/value head serves the same number of query heads.
+    pub(crate) fn check(&self, op: &'static str) -> Result<(), OpError> {
+        let Self { heads, kv_heads, head_dim } = *self;
+        if heads == 0 || kv_heads == 0 || head_dim == 0 {
+            let reason = format!("{heads} heads over {kv_heads} key/value heads of {head_dim} elements");
+            return Err(OpError::unsupported(op, reason));
+        }
+        if !heads.is_multiple_of(kv_heads) {
+            let reason = format!("{heads} heads cannot be shared out among {kv_heads} key/value heads");
+            return Err(OpError::unsupported(op, reason));
+        }
+        Ok(())
+    }
 }
 
 /// The tokens of one request in a flattened batch, and where its past lies in the cache.
