@@ -1,16 +1,45 @@
 //! One task that owns the queue, the blocks and the running batch.
+//!
+//! - `mod.rs`: the [`Batcher`] handle, and the loop.
+//! - [`scheduler`]: who runs next: refill, plan, apply, fail.
+//! - [`plan`]: what one step does.
+//! - `queue`: waiting requests, in order, cancelled ones skipped.
+//! - `row`: a running request and how far its prompt got.
+//! - [`budget`]: token arithmetic: what fits, how to cut a long prompt.
+//! - `turns`: when new prompts may join running rows.
+//! - `dispatch`: step output, to each request's own channel.
+//! - [`events`]: what a request hears.
+//! - `meter`: the loop, seen by the metrics.
+//!
+//! What is absent: I/O, which is behind [`Shards`], and locks, because one task owns all of it.
 
 use std::time::Instant;
 
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
+use self::meter::Meter;
+use crate::metrics::Metrics;
 use crate::request::ValidRequest;
-use crate::shards::ShardError;
+use crate::shards::{ShardError, Shards};
 
+pub mod budget;
+mod dispatch;
 pub mod events;
+mod meter;
+pub mod plan;
+mod queue;
+mod row;
+pub mod scheduler;
+mod turns;
 
+#[cfg(test)]
+mod tests;
+
+pub use budget::{Capacity, Limits, PromptPolicy};
 pub use events::{Event, FinishReason, Finished, PromptToken, Step, Token};
+pub use plan::{Admission, JoinReason, NewBatch, StepKind, StepPlan};
+pub use scheduler::{Load, Scheduler};
 
 /// A request on its way into the queue.
 #[derive(Debug)]
@@ -24,6 +53,16 @@ pub struct Waiting {
     pub queued: Instant,
 }
 
+impl Waiting {
+    /// A request with a channel of the right depth, and the end where its events come out.
+    pub fn new(request: ValidRequest, queued: Instant) -> (Self, mpsc::Receiver<Result<Event, ShardError>>) {
+        // One event per token, one for the prompt, one for an error.
+        let depth = request.stopping.max_new_tokens.0 as usize + 2;
+        let (events, stream) = mpsc::channel(depth);
+        (Self { request, events, queued }, stream)
+    }
+}
+
 /// The batcher has ended; no request can be served any more.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the batcher has stopped")]
@@ -33,16 +72,53 @@ pub struct Stopped;
 #[derive(Clone, Debug)]
 pub struct Batcher {
     pub(crate) inbox: mpsc::Sender<Waiting>,
+    pub(crate) metrics: Metrics,
 }
 
 impl Batcher {
+    /// Starts the task that owns the queue, the blocks and the running batch.
+    ///
+    /// It ends once every handle is dropped and every request has ended. Must be called inside a tokio runtime.
+    pub fn start(shards: impl Shards, limits: Limits, metrics: Metrics) -> Self {
+        metrics.capacity(limits.capacity.usable());
+        // As deep as the admission limit: whoever holds a permit finds room.
+        let (inbox, mail) = mpsc::channel(limits.max_concurrent_requests.clamp(1, Semaphore::MAX_PERMITS));
+        tokio::spawn(run(mail, shards, Scheduler::new(limits), Meter::new(metrics.clone())));
+        Self { inbox, metrics }
+    }
+
     /// Hands a request over. Errors when the batcher has ended.
     pub async fn submit(&self, waiting: Waiting) -> Result<(), Stopped> {
-        self.inbox.send(waiting).await.map_err(|_| Stopped)
+        // Counted before it is sent: the batcher sets the exact number once it has it.
+        self.metrics.queue_entered();
+        self.inbox.send(waiting).await.map_err(|_| {
+            self.metrics.queue_refused();
+            Stopped
+        })
     }
 
     /// Whether the task still runs.
     pub fn is_alive(&self) -> bool {
         !self.inbox.is_closed()
+    }
+}
+
+async fn run(
+    mut mail: mpsc::Receiver<Waiting>,
+    mut shards: impl Shards,
+    mut scheduler: Scheduler,
+    mut meter: Meter,
+) {
+    // Take what has arrived; sleep only when idle.
+    while scheduler.refill(&mut mail).await {
+        let plan = scheduler.plan(Instant::now()); // decide: pure, no I/O
+        meter.planned(&plan, &scheduler.load(), mail.len());
+        let answer = shards.step(&plan).await; // one forward pass, on every shard
+        meter.answered(&answer);
+        match answer {
+            Ok(output) => scheduler.apply(output), // tokens out, blocks of finished requests back
+            Err(error) => scheduler.fail(&error),  // every request the step touched is told
+        }
+        meter.delivered(&mut scheduler, mail.len());
     }
 }
