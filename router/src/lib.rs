@@ -5,3 +5,4 @@ pub mod cache;
 pub mod metrics;
 pub mod request;
 pub mod shards;
+mod text;
