@@ -2,6 +2,7 @@
 
 pub mod batching;
 pub mod cache;
+mod chat;
 pub mod metrics;
 pub mod request;
 pub mod shards;
