@@ -3,6 +3,8 @@
 pub mod batching;
 pub mod cache;
 mod chat;
+mod http;
+mod infer;
 pub mod metrics;
 pub mod request;
 pub mod shards;
