@@ -13,6 +13,7 @@ use futures::future::try_join_all;
 use proto::units::TokenCount;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::batching::{Batcher, Event, FinishReason, Finished, PromptToken, Step, Stopped, Waiting};
@@ -36,6 +37,8 @@ pub(crate) enum InferError {
     Stopped(#[from] Stopped),
     #[error("Incomplete generation")]
     Incomplete,
+    #[error("Request failed during generation: the server is shutting down")]
+    ShuttingDown,
     #[error("Template error: {0}")]
     Template(#[from] TemplateError),
     #[error("Tool error: Grammar and tools are mutually exclusive")]
@@ -53,7 +56,7 @@ impl InferError {
             }
             Self::Overloaded => Some(Failure::Overloaded),
             Self::Template(_) => Some(Failure::Template),
-            Self::Incomplete => Some(Failure::Incomplete),
+            Self::Incomplete | Self::ShuttingDown => Some(Failure::Incomplete),
             Self::Stopped(_) => Some(Failure::Generation),
             Self::Shard(_) => None,
         }
@@ -100,6 +103,8 @@ pub(crate) struct Infer {
     validator: Validator,
     permits: Arc<Semaphore>,
     metrics: Metrics,
+    /// Cancelled when requests in flight are to end.
+    ending: CancellationToken,
 }
 
 impl Infer {
@@ -110,12 +115,17 @@ impl Infer {
         max_concurrent_requests: usize,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(max_concurrent_requests.min(Semaphore::MAX_PERMITS)));
-        Self { batcher, validator, permits, metrics }
+        Self { batcher, validator, permits, metrics, ending: CancellationToken::new() }
     }
 
     /// Whether requests can be handed over at all.
     pub(crate) fn is_alive(&self) -> bool {
         self.batcher.is_alive()
+    }
+
+    /// Ends all requests in flight with an error: the server is shutting down.
+    pub(crate) fn end_all(&self) {
+        self.ending.cancel();
     }
 
     /// Generates all sequences of a request to their ends. The first failure fails them all.
@@ -162,7 +172,8 @@ impl Infer {
             let permit = permits.split(1).expect("one permit per sequence was taken");
             let (waiting, events) = Waiting::new(sequence(&valid, number), Instant::now());
             self.batcher.submit(waiting).await?;
-            sequences.push(Generating { events, record: record.clone(), permit: Some(permit) });
+            let (record, ending) = (record.clone(), self.ending.clone());
+            sequences.push(Generating { events, record, permit: Some(permit), ending });
         }
         Ok(sequences)
     }
@@ -189,6 +200,7 @@ pub(crate) struct Generating {
     record: Arc<Record>,
     /// Given back with the last event: reading the end of the answer takes no place from others.
     permit: Option<OwnedSemaphorePermit>,
+    ending: CancellationToken,
 }
 
 impl Generating {
@@ -200,9 +212,13 @@ impl Generating {
     /// The next event; `None` after the last one or an error.
     pub(crate) async fn next(&mut self) -> Option<Result<Event, InferError>> {
         self.permit.as_ref()?;
-        let event = match self.events.recv().await {
-            Some(event) => event.map_err(InferError::Shard),
-            None => Err(InferError::Incomplete),
+        let event = tokio::select! {
+            biased;
+            event = self.events.recv() => match event {
+                Some(event) => event.map_err(InferError::Shard),
+                None => Err(InferError::Incomplete),
+            },
+            () = self.ending.cancelled() => Err(InferError::ShuttingDown),
         };
         match &event {
             Ok(Event::Prompt(_)) => {}

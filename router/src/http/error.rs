@@ -55,7 +55,9 @@ impl From<InferError> for ApiError {
             InferError::Validation(_) => (StatusCode::UNPROCESSABLE_ENTITY, "validation"),
             InferError::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
             InferError::Shard(_) => (StatusCode::FAILED_DEPENDENCY, "generation"),
-            InferError::Stopped(_) => (StatusCode::SERVICE_UNAVAILABLE, "generation"),
+            InferError::Stopped(_) | InferError::ShuttingDown => {
+                (StatusCode::SERVICE_UNAVAILABLE, "generation")
+            }
             InferError::Incomplete => (StatusCode::INTERNAL_SERVER_ERROR, "incomplete_generation"),
             InferError::Template(_) => (StatusCode::UNPROCESSABLE_ENTITY, "template_error"),
             InferError::GrammarWithTools => (StatusCode::UNPROCESSABLE_ENTITY, "tool_error"),

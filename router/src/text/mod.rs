@@ -2,4 +2,4 @@
 
 pub(crate) mod tokenizer;
 
-pub(crate) use tokenizer::{Encoded, Span, Tokenizer, TokenizerError};
+pub(crate) use tokenizer::{Encoded, Tokenizer, TokenizerError};
