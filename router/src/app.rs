@@ -137,9 +137,8 @@ async fn serve(app: Arc<App>, config: &HttpConfig, stopping: CancellationToken) 
     tracing::info!(url = %format_args!("http://{address}"), "Connected");
     let out_of_patience = async {
         stopping.cancelled().await;
-        tracing::info!("stopping; requests in flight have {} s", config.patience.as_secs());
         tokio::time::sleep(config.patience).await;
-        tracing::warn!("requests that are still in flight are ended");
+        tracing::warn!("requests that did not finish within {} s are ended", config.patience.as_secs());
         app.infer.end_all();
         tokio::time::sleep(LAST_WORDS).await;
     };
@@ -190,6 +189,7 @@ fn stop_signals() -> io::Result<CancellationToken> {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
+        tracing::info!("stopping: no new requests; those in flight may finish");
         cancel.cancel();
     });
     Ok(stopping)

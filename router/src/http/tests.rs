@@ -403,7 +403,7 @@ mod failures {
         let client = Setup::default().answering(PARIS);
         let answer =
             client.post("/generate_stream", &generate(json!({"best_of": 2, "do_sample": true}))).await;
-        let message = "Input validation error: `best_of` is 2, but must be 1 when streaming";
+        let message = "Input validation error: `best_of` is 2, but must be 1 when streaming, sampling or not";
         answer.assert_error(422, "validation", message);
         let answer =
             client.post("/v1/chat/completions", &chat(json!({"stream": true, "max_tokens": 0}))).await;

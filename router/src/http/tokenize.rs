@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use serde::Serialize;
-use uuid::Uuid;
 
 use super::App;
 use super::body::Json;
@@ -44,7 +43,7 @@ pub(super) async fn chat_tokenize(
     State(app): State<Arc<App>>,
     Json(request): Json<ChatRequest>,
 ) -> Result<axum::Json<ChatTokenizeResponse>, ApiError> {
-    let prompt = chat::prompt(&app, &request).map_err(|error| app.infer.refuse(Uuid::new_v4(), error))?;
+    let prompt = chat::prompt(&app, &request)?;
     // The template has written the special tokens already.
     let (templated_text, tokenize_response) = tokens(&app, prompt, false).await?;
     Ok(axum::Json(ChatTokenizeResponse { tokenize_response, templated_text }))

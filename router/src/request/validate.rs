@@ -40,7 +40,7 @@ pub(crate) enum ValidationError {
     BestOfWithoutSampling(u32),
     #[error("`best_of` is {0}, which excludes `seed`: the sequences would be the same")]
     BestOfWithSeed(u32),
-    #[error("`best_of` is {0}, but must be 1 when streaming")]
+    #[error("`best_of` is {0}, but must be 1 when streaming, sampling or not")]
     BestOfStreamed(u32),
     #[error("`decoder_input_details` is not available when streaming")]
     PromptDetailsStreamed,
