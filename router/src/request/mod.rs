@@ -1,8 +1,16 @@
 //! Requests: [`ValidRequest`] is proven, and can only come out of validation.
+//!
+//! - `native.rs`: the native routes' body as clients send it.
+//! - `params.rs`: what every route's body is translated into.
+//! - `validate.rs`: from there to a [`ValidRequest`], one function per rule.
 
 use std::sync::Arc;
 
 use proto::units::{TokenCount, TokenId};
+
+pub(crate) mod native;
+pub(crate) mod params;
+pub(crate) mod validate;
 
 /// A request that passed validation. Nothing downstream checks again.
 #[derive(Clone, Debug)]

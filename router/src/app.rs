@@ -1,0 +1,205 @@
+//! Builds the parts, from the shards to the listener, serves, and drains.
+//!
+//! The HTTP port is bound last: who can connect can be served.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::serve::ListenerExt as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::batching::Batcher;
+use crate::chat::source::TemplateSource;
+use crate::chat::template::ChatTemplate;
+use crate::config::{Config, HttpConfig, ModelConfig};
+use crate::http::{App, HealthProbe, Info, operators_router, router};
+use crate::infer::Infer;
+use crate::limits::{Limits, LimitsError};
+use crate::metrics::Metrics;
+use crate::request::validate::Validator;
+use crate::shards::{self, ShardError};
+use crate::text::Tokenizer;
+use crate::text::tokenizer::LoadError;
+
+/// How long the shards may take to open their sockets.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(60);
+/// Connections that may wait to be accepted; the system may lower it.
+const BACKLOG: u32 = 8192;
+/// For the last events of requests that are ended when the server's time is up.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// The server could not start, or not go on.
+#[derive(Debug, Error)]
+pub(crate) enum AppError {
+    #[error("shards: {0}")]
+    Shards(#[from] ShardError),
+    #[error("warm-up: {0}")]
+    Warmup(ShardError),
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
+    #[error(transparent)]
+    Tokenizer(#[from] LoadError),
+    #[error("cannot listen on {address}: {error}")]
+    Bind { address: SocketAddr, error: io::Error },
+    #[error("cannot handle signals: {0}")]
+    Signals(io::Error),
+    #[error("the listener has failed: {0}")]
+    Serve(io::Error),
+}
+
+/// Serves until a signal stops it.
+pub(crate) async fn run(config: Config) -> Result<(), AppError> {
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    raise_descriptor_limit();
+    let stopping = stop_signals().map_err(AppError::Signals)?;
+    let app = tokio::select! {
+        app = build(&config) => app?,
+        () = stopping.cancelled() => return Ok(()),
+    };
+    serve(Arc::new(app), &config.http, stopping).await
+}
+
+async fn build(config: &Config) -> Result<App, AppError> {
+    let mut shards = shards::connect(&config.socket, CONNECT_TIME_MAX).await?;
+    tracing::info!("Warming up model");
+    let warm = shards.warmup(config.limits.warmup()).await.map_err(AppError::Warmup)?;
+    let limits = Limits::settle(&config.limits, shards.info(), &warm)?;
+    tracing::info!("Setting max batch total tokens to {}", limits.batching.capacity.usable());
+    let tokenizer = config.model.directory.join("tokenizer.json");
+    let tokenizer = Tokenizer::load(&tokenizer, config.validation_workers)?;
+    let metrics = Metrics::new(limits.buckets());
+    let health = shards.health();
+    let batcher = Batcher::start(shards, limits.batching.clone(), metrics.clone());
+    let validator = Validator::new(tokenizer.clone(), limits.request.clone());
+    tracing::info!("Using backend V3");
+    Ok(App {
+        infer: Infer::new(batcher, validator, metrics.clone(), config.limits.concurrent_requests),
+        tokenizer,
+        template: template(&config.model),
+        metrics,
+        health: HealthProbe::new(move || {
+            let health = health.clone();
+            async move { health.check().await }
+        }),
+        info: info(config, &limits),
+        compute_type: config.http.compute_type.clone(),
+        body_bytes_max: config.http.body_bytes_max,
+    })
+}
+
+fn template(model: &ModelConfig) -> ChatTemplate {
+    let source = TemplateSource::find(&model.directory, model.tokenizer_config.as_deref());
+    let template = ChatTemplate::compile(source);
+    if let Some(error) = template.error() {
+        tracing::warn!("chats will be refused: {error}");
+    }
+    template
+}
+
+fn info(config: &Config, limits: &Limits) -> Info {
+    Info {
+        model_id: config.model.name.clone(),
+        model_sha: None,
+        model_pipeline_tag: None,
+        max_concurrent_requests: config.limits.concurrent_requests,
+        max_best_of: config.limits.best_of,
+        max_stop_sequences: config.limits.stop_sequences,
+        max_input_tokens: limits.request.input_tokens_max.0,
+        max_total_tokens: limits.request.total_tokens_max.0,
+        validation_workers: config.validation_workers.get(),
+        max_client_batch_size: config.limits.client_batch,
+        router: "text-generation-router",
+        version: env!("CARGO_PKG_VERSION"),
+        // Image builds name their commit and label; a build by hand has none.
+        sha: option_env!("GIT_SHA").unwrap_or("unknown"),
+        docker_label: option_env!("DOCKER_LABEL"),
+    }
+}
+
+/// Serves until `stopping`; then requests in flight have until their patience is over.
+async fn serve(app: Arc<App>, config: &HttpConfig, stopping: CancellationToken) -> Result<(), AppError> {
+    let failed = |error| AppError::Bind { address: config.address, error };
+    let listener = listen(config.address).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    if let Some(address) = config.metrics_address {
+        serve_operators(app.clone(), address);
+    }
+    let routes = router(app.clone(), &config.access);
+    let server = axum::serve(without_delay(listener), routes)
+        .with_graceful_shutdown(stopping.clone().cancelled_owned());
+    tracing::info!(url = %format_args!("http://{address}"), "Connected");
+    let out_of_patience = async {
+        stopping.cancelled().await;
+        tokio::time::sleep(config.patience).await;
+        tracing::warn!("requests that did not finish within {} s are ended", config.patience.as_secs());
+        app.infer.end_all();
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        served = server.into_future() => served.map_err(AppError::Serve),
+        () = out_of_patience => Ok(()),
+    }
+}
+
+/// Serves metrics and health on a port of their own, for as long as the process lives. A port that is taken is no reason
+/// not to serve: both are on the HTTP port as well.
+fn serve_operators(app: Arc<App>, address: SocketAddr) {
+    match listen(address) {
+        Ok(listener) => {
+            let routes: Router = operators_router(app);
+            tokio::spawn(axum::serve(listener, routes).into_future());
+        }
+        Err(error) => {
+            tracing::warn!("no metrics on `--prometheus-port`: cannot listen on {address}: {error}")
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Tokens are small writes that must not wait for each other.
+fn without_delay(listener: TcpListener) -> impl axum::serve::Listener<Io = TcpStream, Addr = SocketAddr> {
+    listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!("cannot set TCP_NODELAY: {error}");
+        }
+    })
+}
+
+/// Cancelled by SIGINT or SIGTERM.
+fn stop_signals() -> io::Result<CancellationToken> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stopping = CancellationToken::new();
+    let cancel = stopping.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("stopping: no new requests; those in flight may finish");
+        cancel.cancel();
+    });
+    Ok(stopping)
+}
+
+/// Every connection is a descriptor, and the usual soft limit is far below what the system allows.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!("cannot raise the limit on open files: {error}");
+    }
+}

@@ -1,0 +1,112 @@
+//! The route table and the layer stack.
+//!
+//! - `body.rs`: JSON in; `error.rs`: errors out, the only place with status codes; `auth.rs`: the API-key layer.
+//! - `generate.rs`, `native.rs`: the native routes and their answers; `openai/`: OpenAI's.
+//! - `tokenize.rs`; `status.rs`: health, info, metrics.
+//! - `sse.rs`, `headers.rs`: how answers leave.
+//!
+//! What is absent: decisions. Handlers translate between JSON and the core's types.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use http::Method;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::trace::TraceLayer;
+
+pub(crate) use self::auth::ApiKey;
+pub(crate) use self::status::{HealthProbe, Info};
+use crate::chat::template::ChatTemplate;
+use crate::infer::Infer;
+use crate::metrics::Metrics;
+use crate::text::Tokenizer;
+
+mod auth;
+mod body;
+mod error;
+mod generate;
+mod headers;
+mod native;
+mod openai;
+mod sse;
+mod status;
+mod tokenize;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+/// What handlers work with.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) infer: Infer,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: ChatTemplate,
+    pub(crate) metrics: Metrics,
+    pub(crate) health: HealthProbe,
+    pub(crate) info: Info,
+    /// Value of `x-compute-type`.
+    pub(crate) compute_type: HeaderValue,
+    pub(crate) body_bytes_max: usize,
+}
+
+/// Who may use the routes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Access {
+    /// Without a key, everybody.
+    pub(crate) api_key: Option<ApiKey>,
+    /// Web pages that may; empty is all.
+    pub(crate) origins: Vec<HeaderValue>,
+}
+
+/// All routes.
+pub(crate) fn router(app: Arc<App>, access: &Access) -> Router {
+    // A path belongs to one side with all its methods, so that a wrong method without the key is a 401 too.
+    let mut protected = Router::new()
+        .route("/", post(generate::root).get(status::health))
+        .route("/generate", post(generate::generate))
+        .route("/generate_stream", post(generate::generate_stream))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/chat_tokenize", post(tokenize::chat_tokenize))
+        .route("/v1/chat/completions", post(openai::chat::chat_completions));
+    if let Some(key) = &access.api_key {
+        protected = protected.route_layer(from_fn_with_state(key.clone(), auth::require_key));
+    }
+    let open = operators().route("/ping", get(status::health)).route("/info", get(status::info));
+    protected
+        .merge(open)
+        .with_state(app)
+        // The last layer is the first that a request meets. Panics turn into answers inside of CORS, so that browsers
+        // may read them; CORS answers preflights, which carry no key, before the key is asked for.
+        .layer(CatchPanicLayer::custom(error::panicked))
+        .layer(cors(access))
+        .layer(TraceLayer::new_for_http().make_span_with(
+            |request: &Request| tracing::info_span!("http", method = %request.method(), path = request.uri().path()),
+        ))
+}
+
+/// The routes of the listener for operators' tools.
+pub(crate) fn operators_router(app: Arc<App>) -> Router {
+    operators().with_state(app)
+}
+
+fn operators() -> Router<Arc<App>> {
+    Router::new().route("/health", get(status::health)).route("/metrics", get(status::metrics))
+}
+
+fn cors(access: &Access) -> CorsLayer {
+    let origins = match access.origins.as_slice() {
+        [] => AllowOrigin::any(),
+        origins => AllowOrigin::list(origins.iter().cloned()),
+    };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([CONTENT_TYPE, AUTHORIZATION])
+}
