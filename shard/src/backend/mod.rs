@@ -104,6 +104,13 @@ impl Device {
         Ok(Self::Cpu(Arc::new(Cpu::new(threads)?)))
     }
 
+    /// Runs a sequence of operations where each of them starts at the least cost. They may as well be called outside.
+    pub fn run<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
+        match self {
+            Self::Cpu(cpu) => cpu.install(pass),
+        }
+    }
+
     /// A tensor of zeros, `[rows, width]`.
     ///
     /// Errors when the device clearly has no room for it. Where the system allows, memory is taken on first use.

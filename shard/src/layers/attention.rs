@@ -68,13 +68,13 @@ pub struct AttentionIo<'a> {
 impl Attention {
     /// Takes `q_proj`, `k_proj`, `v_proj` and `o_proj` from `path`.
     pub fn load(path: &WeightPath<'_>, device: &Device, spec: &AttentionSpec) -> Result<Self, LayerError> {
-        let HeadShape { heads, kv_heads, head_dim } = spec.heads;
-        let into = |heads| LinearSpec { inputs: spec.hidden, outputs: heads * head_dim, bias: spec.qkv_bias };
-        let out = LinearSpec { inputs: heads * head_dim, outputs: spec.hidden, bias: spec.output_bias };
+        let (query_width, kv_width) = (spec.heads.query_width(), spec.heads.kv_width());
+        let into = |outputs| LinearSpec { inputs: spec.hidden, outputs, bias: spec.qkv_bias };
+        let out = LinearSpec { inputs: query_width, outputs: spec.hidden, bias: spec.output_bias };
         Ok(Self {
-            query: Linear::load(&path.at("q_proj"), device, into(heads))?,
-            key: Linear::load(&path.at("k_proj"), device, into(kv_heads))?,
-            value: Linear::load(&path.at("v_proj"), device, into(kv_heads))?,
+            query: Linear::load(&path.at("q_proj"), device, into(query_width))?,
+            key: Linear::load(&path.at("k_proj"), device, into(kv_width))?,
+            value: Linear::load(&path.at("v_proj"), device, into(kv_width))?,
             output: Linear::load(&path.at("o_proj"), device, out)?,
             heads: spec.heads,
             scale: spec.scale,
@@ -119,12 +119,11 @@ impl Attention {
 impl AttentionBuffers {
     /// Empty buffers for attention layers of these sizes.
     pub fn new(device: &Device, spec: &AttentionSpec) -> Result<Self, OpError> {
-        let HeadShape { heads, kv_heads, head_dim } = spec.heads;
         Ok(Self {
-            query: device.zeros(0, heads * head_dim)?,
-            key: device.zeros(0, kv_heads * head_dim)?,
-            value: device.zeros(0, kv_heads * head_dim)?,
-            context: device.zeros(0, heads * head_dim)?,
+            query: device.zeros(0, spec.heads.query_width())?,
+            key: device.zeros(0, spec.heads.kv_width())?,
+            value: device.zeros(0, spec.heads.kv_width())?,
+            context: device.zeros(0, spec.heads.query_width())?,
         })
     }
 

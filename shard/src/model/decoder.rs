@@ -152,12 +152,16 @@ impl Model for Decoder {
         input::check(input, &self.shape, cache)?;
         self.rope.cover(input.positions)?;
         self.workspace.set_rows(input.ids.len(), input.logits_at.len())?;
-        if !input.ids.is_empty() {
-            self.run_layers(input, cache)?;
-        }
-        if !input.logits_at.is_empty() {
-            self.run_head(input.logits_at)?;
-        }
+        let device = self.device.clone();
+        device.run(|| {
+            if !input.ids.is_empty() {
+                self.run_layers(input, cache)?;
+            }
+            if !input.logits_at.is_empty() {
+                self.run_head(input.logits_at)?;
+            }
+            Ok(())
+        })?;
         Ok(&self.workspace.logits)
     }
 }

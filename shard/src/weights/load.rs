@@ -72,9 +72,12 @@ mod tests {
 
     /// `layer.weight` F32 [2, 1] = 1, 2; `layer.bias` F16 [2] = 0, 0; `layer.index` I32 [2].
     fn checkpoint() -> (tempfile::TempDir, Checkpoint) {
-        let header = r#"{"layer.weight":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},
-            "layer.bias":{"dtype":"F16","shape":[2],"data_offsets":[8,12]},
-            "layer.index":{"dtype":"I32","shape":[2],"data_offsets":[12,20]}}"#;
+        let header = serde_json::json!({
+            "layer.weight": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]},
+            "layer.bias": {"dtype": "F16", "shape": [2], "data_offsets": [8, 12]},
+            "layer.index": {"dtype": "I32", "shape": [2], "data_offsets": [12, 20]}
+        })
+        .to_string();
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend_from_slice(header.as_bytes());
         bytes.extend([1f32, 2.].iter().flat_map(|value| value.to_le_bytes()));

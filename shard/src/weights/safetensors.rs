@@ -119,6 +119,8 @@ pub(super) fn shown(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     /// A file with this header and `data` zero bytes after it.
@@ -136,12 +138,25 @@ mod tests {
         SafetensorsFile::open(&path)
     }
 
+    /// A header of `U8` vectors that say they lie in these ranges.
+    fn ranges(tensors: &[(&str, usize, usize)]) -> String {
+        let entry = |&(name, start, end): &(&str, usize, usize)| {
+            let info = json!({"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]});
+            format!("\"{name}\":{info}")
+        };
+        let entries: Vec<String> = tensors.iter().map(entry).collect();
+        format!("{{{}}}", entries.join(","))
+    }
+
     #[test]
     fn tensors_are_found_where_the_header_says() {
-        let header = r#"{"__metadata__":{"format":"pt"},
-            "b":{"dtype":"F32","shape":[2],"data_offsets":[6,14]},
-            "a":{"dtype":"BF16","shape":[1,3],"data_offsets":[0,6]}}"#;
-        let file = open(&bytes(header, 14)).unwrap();
+        let header = json!({
+            "__metadata__": {"format": "pt"},
+            "b": {"dtype": "F32", "shape": [2], "data_offsets": [6, 14]},
+            "a": {"dtype": "BF16", "shape": [1, 3], "data_offsets": [0, 6]}
+        })
+        .to_string();
+        let file = open(&bytes(&header, 14)).unwrap();
         assert_eq!(file.data_start, 8 + header.len());
         assert_eq!(file.tensors["b"].data_offsets, (6, 14));
         assert_eq!(file.tensors["a"].shape, [1, 3]);
@@ -174,36 +189,14 @@ mod tests {
                 "`a` ends at data byte 8, the file holds 7",
             ),
             (
-                &bytes(
-                    r#"{"a":{"dtype":"U8","shape":[8],"data_offsets":[18446744073709551607,18446744073709551615]}}"#,
-                    8,
-                ),
-                "ends at data byte 18446744073709551615",
+                &bytes(&ranges(&[("a", usize::MAX - 8, usize::MAX)]), 8),
+                "ends at data byte 18446744073709551615, the file holds 8",
             ),
-            (
-                &bytes(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8),
-                "`a` starts at data byte 4, 0 expected",
-            ),
-            (
-                &bytes(
-                    r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
-                        "b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
-                    12,
-                ),
-                "`b` starts at data byte 4, 8 expected",
-            ),
-            (
-                &bytes(
-                    r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
-                        "a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
-                    8,
-                ),
-                "`a` starts at data byte 4, 0 expected",
-            ),
-            (
-                &bytes(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 7),
-                "3 bytes after the last tensor",
-            ),
+            (&bytes(&ranges(&[("a", 4, 8)]), 8), "`a` starts at data byte 4, 0 expected"),
+            (&bytes(&ranges(&[("a", 0, 8), ("b", 4, 12)]), 12), "`b` starts at data byte 4, 8 expected"),
+            (&bytes(&ranges(&[("a", 0, 4), ("b", 6, 8)]), 8), "`b` starts at data byte 6, 4 expected"),
+            (&bytes(&ranges(&[("a", 0, 4), ("a", 4, 8)]), 8), "`a` starts at data byte 4, 0 expected"),
+            (&bytes(&ranges(&[("a", 0, 4)]), 7), "3 bytes after the last tensor"),
         ];
         for (bytes, expected) in cases {
             let message = open(bytes).unwrap_err().to_string();

@@ -8,8 +8,10 @@ pub(crate) fn logits(weights: &Weights, shape: &Shape, ids: &[u32]) -> Vec<Vec<f
         ids.iter().map(|&id| embedding[id as usize * hidden..][..hidden].to_vec()).collect();
     for layer in 0..LAYERS {
         let layer = Layer { weights, shape, prefix: format!("model.layers.{layer}") };
-        add(&mut x, layer.attention(&layer.norm(&x, "input_layernorm")));
-        add(&mut x, layer.mlp(&layer.norm(&x, "post_attention_layernorm")));
+        let delta = layer.attention(&layer.norm(&x, "input_layernorm"));
+        add(&mut x, delta);
+        let delta = layer.mlp(&layer.norm(&x, "post_attention_layernorm"));
+        add(&mut x, delta);
     }
     let head = if shape.tied { embedding } else { &weights["lm_head.weight"] };
     x.iter().map(|x| product(head, VOCABULARY, &norm(x, &weights["model.norm.weight"]))).collect()

@@ -1,4 +1,5 @@
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::Path;
 
 use kernels::Sequence;
@@ -23,6 +24,13 @@ pub(crate) struct Request {
     pub(crate) ids: Vec<u32>,
     slots: Vec<u32>,
     computed: usize,
+}
+
+impl Request {
+    /// The positions that its next step computes.
+    fn next(&self, tokens_max: usize) -> Range<usize> {
+        self.computed..self.ids.len().min(self.computed.saturating_add(tokens_max))
+    }
 }
 
 /// Logits of each row that a step computed for a request.
@@ -52,7 +60,7 @@ impl Runner {
         let mut logits = logits.into_iter();
         let mut answers = Vec::new();
         for request in requests {
-            let count = request.ids.len().min(request.computed + tokens_max) - request.computed;
+            let count = request.next(tokens_max).len();
             request.computed += count;
             answers.push(logits.by_ref().take(count).collect());
         }
@@ -74,8 +82,7 @@ impl Runner {
     ) -> Logits {
         let (mut ids, mut positions, mut slots, mut sequences) = (vec![], vec![], vec![], vec![]);
         for request in requests {
-            let start = request.computed;
-            let end = request.ids.len().min(start.saturating_add(tokens_max));
+            let Range { start, end } = request.next(tokens_max);
             let first = ids.len();
             ids.extend_from_slice(&request.ids[start..end]);
             positions.extend(start as u32..end as u32);
