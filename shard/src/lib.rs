@@ -1,6 +1,13 @@
 //! Batches in, tokens out: one process per device.
 //!
-//! Where a forward pass goes, from the outside in:
+//! A batch on its way through, from the outside in:
+//!
+//! - [`config`]: command line and environment, checked; [`run_from`] is the whole process.
+//! - [`server`]: gRPC on a unix socket; message to command and back.
+//! - [`engine`]: one thread that owns model, cache and batches; rows join, step, stop and leave here.
+//! - [`sampling`]: logits to a token. [`text`]: ids to text, and stop strings.
+//!
+//! Where a forward pass goes:
 //!
 //! - [`model`]: families, their configuration, and the decoder they share. The engine sees only the `Model` trait.
 //! - [`layers`]: attention, MLP, norms, rope. Each knows how to load itself; none knows which family it serves.
@@ -10,12 +17,100 @@
 //!
 //! Invariants:
 //!
-//! - Only `backend` asks which device it runs on.
-//! - Only `weights/mapped.rs` is unsafe.
+//! - The shard knows nothing of HTTP, chats, queues or clients: a router decides who runs.
+//! - A request's tokens depend on the request alone: not on its neighbours, its chunks, its blocks or a cached prefix.
+//! - What a message contains can fail only the call that brought it; a panic in a step costs that step's batches.
+//! - Only `config` reads the environment, only `backend` asks which device it runs on, only `weights/mapped.rs` is unsafe.
 //! - Whatever a file or a step contains, the answer is an error that names it, never a panic.
 
 pub mod backend;
 pub mod cache;
+pub mod config;
+pub mod engine;
 pub mod layers;
 pub mod model;
+pub mod sampling;
+pub mod server;
+pub mod text;
 pub mod weights;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use config::{Cli, Command, Config};
+use engine::Engine;
+use server::{Identity, Socket};
+use text::tokenizer::Tokenizer;
+
+/// Threads of the gRPC edge. It does little, and the model wants the cores.
+const EDGE_THREADS: usize = 2;
+
+/// The shard process, from its arguments, of which the first is the program's name, to its exit code. What goes wrong is
+/// one line on standard error.
+pub fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let command = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli.command,
+        Err(help_or_mistake) => {
+            // Nobody is left to be told when standard output is closed.
+            drop(help_or_mistake.print());
+            return ExitCode::from(help_or_mistake.exit_code() as u8);
+        }
+    };
+    let Command::Serve(args) = command;
+    match Config::try_from(args).map_err(anyhow::Error::from).and_then(serve) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Loads, then listens: a socket that exists is a shard that is ready.
+fn serve(config: Config) -> anyhow::Result<()> {
+    telemetry::init(config.logs.format, &config.logs.level, config.logs.no_color)
+        .map_err(anyhow::Error::msg)?;
+    if config.traces_wanted {
+        tracing::warn!("traces are not exported by this version; --otlp-endpoint has no effect");
+    }
+    let device = backend::Device::cpu(config.threads)?;
+    let tokenizer = Tokenizer::load(&config.model)?;
+    let model = model::load(&config.model, device.clone())?;
+    let dtype = model.shape().dtype;
+    if config.dtype.is_some_and(|wanted| wanted != dtype) {
+        tracing::warn!(stored = ?dtype, wanted = ?config.dtype, "weights are served as they are stored");
+    }
+    let engine = Engine::start(engine::core::Parts { model, device, tokenizer, memory: config.memory })?;
+    let identity = Identity { dtype, socket: config.socket.clone(), watermark: config.watermark };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(EDGE_THREADS)
+        .enable_all()
+        .build()
+        .context("no threads for the server")?;
+    let served = runtime.block_on(async {
+        let stop = stop_signal()?;
+        let socket = Socket::bind(&config.socket)?;
+        tracing::info!(socket = %config.socket.display(), threads = config.threads, "shard is ready");
+        Ok(server::serve(engine, identity, socket, stop).await?)
+    });
+    // A step that is still running must not hold the process back.
+    runtime.shutdown_background();
+    served
+}
+
+/// Ready on SIGTERM or SIGINT, from the moment this returns.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?;
+    Ok(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "stopping");
+    })
+}

@@ -1,0 +1,200 @@
+//! What the engine thread owns, and what each command does to it.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use proto::units::{BatchId, BlockSize, RequestId, TokenCount};
+
+use super::answer::{BatchSummary, Capacity, StepReport};
+use super::batch::Batch;
+use super::error::{EngineError, WarmupError};
+use super::request::{Admission, NewBatch};
+use super::step::{Machine, Stepper};
+use super::warmup::{self, MemoryShare, Warmup};
+use crate::backend::Device;
+use crate::cache::{KvShape, PagedKv};
+use crate::model::Model;
+use crate::text::tokenizer::Tokenizer;
+
+/// Tokens per cache block.
+pub const BLOCK_SIZE: BlockSize = BlockSize::new(16).expect("sixteen is not zero");
+
+/// What an engine is made of.
+pub struct Parts {
+    /// The model.
+    pub model: Box<dyn Model>,
+    /// Where it runs.
+    pub device: Device,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The memory its cache may take.
+    pub memory: MemoryShare,
+}
+
+/// Model, cache and batches.
+pub(super) struct Core {
+    parts: Parts,
+    /// Made by the warm-up.
+    cache: Option<PagedKv>,
+    /// Most tokens of a prefill, as the warm-up said.
+    prefill_max: TokenCount,
+    batches: HashMap<BatchId, Batch>,
+    stepper: Stepper,
+}
+
+impl Core {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            cache: None,
+            prefill_max: TokenCount(0),
+            batches: HashMap::new(),
+            stepper: Stepper::default(),
+        }
+    }
+
+    /// Adds a batch, behind the requests of `onto` if one is named, and runs a step.
+    pub(super) fn prefill(
+        &mut self,
+        new: NewBatch,
+        onto: Option<BatchId>,
+    ) -> Result<StepReport, EngineError> {
+        let begin = Instant::now();
+        if let Some(id) = onto {
+            self.held(id)?;
+        }
+        if onto != Some(new.id) && self.batches.contains_key(&new.id) {
+            return Err(EngineError::BatchExists(new.id));
+        }
+        let new = self.admission()?.batch(new)?;
+        match onto {
+            None => self.run(new, begin, None),
+            Some(id) => {
+                if let Some(request) = self.held(id)?.shared_request(&new) {
+                    return Err(EngineError::RepeatedRequest { batch: id, request });
+                }
+                let joining = Instant::now();
+                let mut batch = self.take(id)?;
+                batch.join(new);
+                self.run(batch, begin, Some(joining.elapsed()))
+            }
+        }
+    }
+
+    /// Joins the named batches in order and runs a step.
+    pub(super) fn decode(&mut self, ids: &[BatchId]) -> Result<StepReport, EngineError> {
+        let begin = Instant::now();
+        let (first, others) = ids.split_first().ok_or(EngineError::NoBatch)?;
+        for (index, id) in ids.iter().enumerate() {
+            let batch = self.held(*id)?;
+            if ids[..index].contains(id) {
+                return Err(EngineError::RepeatedBatch(*id));
+            }
+            let shared = ids[..index].iter().find_map(|before| self.batches[before].shared_request(batch));
+            if let Some(request) = shared {
+                return Err(EngineError::RepeatedRequest { batch: *first, request });
+            }
+        }
+        let mut batch = self.take(*first)?;
+        for id in others {
+            batch.join(self.take(*id)?);
+        }
+        let joined = (!others.is_empty()).then(|| begin.elapsed());
+        self.run(batch, begin, joined)
+    }
+
+    /// Keeps the named requests of a batch, in the named order.
+    pub(super) fn filter(&mut self, id: BatchId, keep: &[RequestId]) -> Result<BatchSummary, EngineError> {
+        let batch = self.batches.get_mut(&id).ok_or(EngineError::UnknownBatch(id))?;
+        batch.filter(keep)?;
+        Ok(batch.summary(BLOCK_SIZE))
+    }
+
+    /// Forgets one batch, or all.
+    pub(super) fn clear(&mut self, id: Option<BatchId>) {
+        match id {
+            Some(id) => drop(self.batches.remove(&id)),
+            None => self.batches.clear(),
+        }
+    }
+
+    /// Runs the largest prefill once, decides how many blocks fit, and makes the cache.
+    pub(super) fn warm_up(&mut self, warmup: Warmup) -> Result<Capacity, EngineError> {
+        // A cache that is left from before counts as free.
+        self.batches.clear();
+        self.cache = None;
+        self.prefill_max = warmup.prefill_max;
+        self.rehearse(&warmup)?;
+        let shape = KvShape::from(self.parts.model.shape());
+        let budget = self.parts.memory.budget()?;
+        let limits = warmup::Limits {
+            input: warmup.input_max,
+            total: warmup.total_max,
+            sequence: self.parts.tokenizer.length_max(),
+            positions: self.parts.model.shape().positions_max,
+        };
+        let (blocks, capacity) = warmup::plan(shape, BLOCK_SIZE, budget, limits)?;
+        let cache =
+            PagedKv::new(&self.parts.device, shape, blocks, BLOCK_SIZE).map_err(WarmupError::Cache)?;
+        tracing::info!(blocks = blocks.0, tokens = capacity.supported.0, budget, "cache is ready");
+        self.cache = Some(cache);
+        Ok(capacity)
+    }
+
+    /// One step over the warm-up batch, on a cache of just its size.
+    fn rehearse(&mut self, warmup: &Warmup) -> Result<(), EngineError> {
+        let Parts { model, device, tokenizer, .. } = &mut self.parts;
+        let shape = model.shape().clone();
+        let admission =
+            Admission { tokenizer, shape: &shape, slots: u32::MAX as usize, block_size: BLOCK_SIZE };
+        let mut batch = admission.batch(warmup::rehearsal(&warmup.batch, &admission)?)?;
+        let tokens: u64 = batch.rows().iter().map(|row| row.ids().len() as u64).sum();
+        let blocks = batch.summary(BLOCK_SIZE).tokens_max.blocks(BLOCK_SIZE);
+        let mut cache = PagedKv::new(device, KvShape::from(&shape), blocks, BLOCK_SIZE)
+            .map_err(|source| WarmupError::Prefill { tokens, source })?;
+        let mut machine = Machine { model: model.as_mut(), cache: &mut cache, tokenizer };
+        self.stepper
+            .step(&mut machine, &mut batch)
+            .map_err(|source| WarmupError::Step { tokens, source: Box::new(source) })?;
+        Ok(())
+    }
+
+    /// Runs a step and keeps the batch, unless every request has stopped. A batch whose step fails is lost.
+    fn run(
+        &mut self,
+        mut batch: Batch,
+        begin: Instant,
+        concat: Option<Duration>,
+    ) -> Result<StepReport, EngineError> {
+        let cache = self.cache.as_mut().ok_or(EngineError::NotWarm)?;
+        let Parts { model, tokenizer, .. } = &mut self.parts;
+        let mut machine = Machine { model: model.as_mut(), cache, tokenizer };
+        let mut report = self.stepper.step(&mut machine, &mut batch)?;
+        if !batch.is_stopped() {
+            batch.plan_chunks(self.prefill_max);
+            report.batch = Some(batch.summary(BLOCK_SIZE));
+            self.batches.insert(batch.id(), batch);
+        }
+        report.timings.concat = concat;
+        report.timings.total = begin.elapsed();
+        Ok(report)
+    }
+
+    fn admission(&self) -> Result<Admission<'_>, EngineError> {
+        let cache = self.cache.as_ref().ok_or(EngineError::NotWarm)?;
+        Ok(Admission {
+            tokenizer: &self.parts.tokenizer,
+            shape: self.parts.model.shape(),
+            slots: cache.slots(),
+            block_size: BLOCK_SIZE,
+        })
+    }
+
+    fn held(&self, id: BatchId) -> Result<&Batch, EngineError> {
+        self.batches.get(&id).ok_or(EngineError::UnknownBatch(id))
+    }
+
+    fn take(&mut self, id: BatchId) -> Result<Batch, EngineError> {
+        self.batches.remove(&id).ok_or(EngineError::UnknownBatch(id))
+    }
+}

@@ -1,0 +1,241 @@
+//! What can go wrong at the engine, in its own words. The text is what a caller reads.
+
+use kernels::OpError;
+use proto::units::{BatchId, RequestId, SlotIndex, TokenCount};
+
+use crate::cache::CacheError;
+use crate::sampling::NotNumbers;
+use crate::text::tokenizer::TokenizerError;
+
+/// Why a command was not carried out. Batches that it did not name are as they were.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No such batch is held. The text is the contract's.
+    #[error("Batch ID {0} not found in cache.")]
+    UnknownBatch(BatchId),
+    /// A new batch has the id of one that is held.
+    #[error("batch {0} exists already")]
+    BatchExists(BatchId),
+    /// One batch is named twice.
+    #[error("batch {0} is named twice")]
+    RepeatedBatch(BatchId),
+    /// A call without the batch it is about.
+    #[error("batch is missing")]
+    MissingBatch,
+    /// Nothing to decode.
+    #[error("no batch is named")]
+    NoBatch,
+    /// A batch without requests.
+    #[error("batch {0} has no requests")]
+    EmptyBatch(BatchId),
+    /// Two requests of a batch have one id.
+    #[error("request {request} is in batch {batch} twice")]
+    RepeatedRequest {
+        /// The batch.
+        batch: BatchId,
+        /// The request.
+        request: RequestId,
+    },
+    /// A request to keep is not in the batch.
+    #[error("request {request} is not in batch {batch}")]
+    UnknownRequest {
+        /// The batch.
+        batch: BatchId,
+        /// The request.
+        request: RequestId,
+    },
+    /// A filter that keeps nothing.
+    #[error("no request of batch {0} is kept; clear the batch instead")]
+    KeepsNothing(BatchId),
+    /// One request of the batch cannot be served; the batch was not added.
+    #[error("request {request}: {source}")]
+    Request {
+        /// The request.
+        request: RequestId,
+        /// What is wrong with it.
+        source: RequestError,
+    },
+    /// Steps need a cache, and only a warm-up makes one.
+    #[error("the shard has no cache yet: Warmup must come first")]
+    NotWarm,
+    /// The warm-up failed.
+    #[error(transparent)]
+    Warmup(#[from] WarmupError),
+    /// The forward pass refused its input.
+    #[error("forward pass: {0}")]
+    Forward(#[from] OpError),
+    /// The forward pass produced a row that is not a distribution.
+    #[error("request {request}: {source}")]
+    Logits {
+        /// The request.
+        request: RequestId,
+        /// What they are.
+        source: NotNumbers,
+    },
+    /// A defect in the engine; the batches of the step are lost, the engine goes on.
+    #[error("the engine failed in this step: {0}")]
+    Panicked(String),
+    /// The engine thread has ended.
+    #[error("the engine has stopped")]
+    Gone,
+}
+
+/// What is wrong with one request.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// A message field that must be set is not.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A number outside of its domain.
+    #[error("{name} is {value}, but must be {expected}")]
+    Parameter {
+        /// The field.
+        name: &'static str,
+        /// What it is.
+        value: f32,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// Something this version does not serve.
+    #[error("{0} is not supported by this shard")]
+    Unsupported(&'static str),
+    /// An adapter that is not loaded.
+    #[error("adapter `{0}` is not loaded")]
+    Adapter(String),
+    /// A text model takes one text.
+    #[error("exactly one text chunk is required, not {0}")]
+    TextChunks(usize),
+    /// The prompt is not a text of this model.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Nothing to start from.
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
+    /// A prompt token, or a token with a bias, that the model does not have.
+    #[error("token {id} is outside of the vocabulary of {vocabulary}")]
+    Vocabulary {
+        /// The token.
+        id: u32,
+        /// Width of the logits.
+        vocabulary: usize,
+    },
+    /// Nothing to generate.
+    #[error("max_new_tokens must be at least 1")]
+    NoNewTokens,
+    /// More positions than the model was made for.
+    #[error("a prompt of {prompt} tokens and {new} new ones exceed the model's {limit} positions")]
+    Positions {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Most tokens to generate.
+        new: TokenCount,
+        /// Positions of the model.
+        limit: usize,
+    },
+    /// A cached prefix leaves nothing to compute.
+    #[error("cache_len {cached} must be below the prompt's {prompt} tokens")]
+    CacheLength {
+        /// Cached tokens.
+        cached: TokenCount,
+        /// Tokens of the prompt.
+        prompt: usize,
+    },
+    /// A first chunk that is not there.
+    #[error("chunk_len {chunk} must be between 1 and the {remaining} prompt tokens that are not cached")]
+    Chunk {
+        /// Tokens of the chunk.
+        chunk: TokenCount,
+        /// Prompt tokens to compute.
+        remaining: usize,
+    },
+    /// Not every position has a place in the cache.
+    #[error("{slots} slots for {needed} token positions")]
+    Slots {
+        /// Slots that came with the request.
+        slots: usize,
+        /// Positions it may reach.
+        needed: usize,
+    },
+    /// A place beyond the cache.
+    #[error("slot {slot} is outside of the cache of {limit} slots")]
+    SlotRange {
+        /// The slot.
+        slot: SlotIndex,
+        /// Slots of the cache.
+        limit: usize,
+    },
+    /// The shard numbers the blocks, and there are not enough of them.
+    #[error("the batch needs {needed} cache slots, there are {limit}")]
+    CacheFull {
+        /// Slots up to and including this request.
+        needed: u64,
+        /// Slots of the cache.
+        limit: usize,
+    },
+}
+
+/// Why a shard cannot be warmed up. The remedies are named by the flag that brings them.
+#[derive(Debug, thiserror::Error)]
+pub enum WarmupError {
+    /// The prefill itself does not fit.
+    #[error(
+        "not enough memory for a prefill of {tokens} tokens; decrease --max-batch-prefill-tokens ({source})"
+    )]
+    Prefill {
+        /// Tokens of the warm-up batch.
+        tokens: u64,
+        /// What the cache says.
+        source: CacheError,
+    },
+    /// The warm-up's step failed.
+    #[error(
+        "the warm-up step over {tokens} tokens failed: {source}; if memory is short, decrease --max-batch-prefill-tokens"
+    )]
+    Step {
+        /// Tokens of the warm-up batch.
+        tokens: u64,
+        /// Why.
+        source: Box<EngineError>,
+    },
+    /// The memory of this machine cannot be read.
+    #[error("the memory of this machine cannot be read: {0}")]
+    Probe(String),
+    /// Not one request fits.
+    #[error(
+        "{budget} bytes of memory hold a cache of {supported} tokens, but one request may have {total} (max_total_tokens); \
+         decrease --max-total-tokens or free memory"
+    )]
+    Capacity {
+        /// Bytes the cache may take.
+        budget: u64,
+        /// Tokens that fit.
+        supported: TokenCount,
+        /// Tokens of the longest request.
+        total: TokenCount,
+    },
+    /// The user asks for longer sequences than the model has positions.
+    #[error("max_total_tokens is {total}, but the model has {limit} positions; decrease --max-total-tokens")]
+    Positions {
+        /// What was asked for.
+        total: TokenCount,
+        /// Positions of the model.
+        limit: usize,
+    },
+    /// The cache cannot be made.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// Why the shard is not healthy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unhealthy {
+    /// The engine thread has ended.
+    #[error("the engine has stopped")]
+    Stopped,
+    /// A step does not come back.
+    #[error("the current step has been running for {seconds} s")]
+    Stuck {
+        /// How long.
+        seconds: u64,
+    },
+}

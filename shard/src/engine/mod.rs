@@ -1,0 +1,154 @@
+//! The engine: one thread that owns model, cache and batches, and takes commands from a mailbox.
+//!
+//! - [`request`]: a request that arrives, and every check on its way into a batch.
+//! - [`row`], [`batch`]: a request on the shard, and those that step together; [`slots`]: where their tokens lie.
+//! - [`inputs`], [`step`]: rows to flat inputs; inputs to forward pass to tokens to text.
+//! - [`core`]: what the thread owns, and what each command does; [`warmup`]: how large the cache is.
+//! - [`answer`], [`error`]: what comes back.
+//! - [`pulse`]: the heartbeat that Health reads.
+//!
+//! Invariants: only the engine thread touches the model; commands run one after another, in the order of the mailbox; a
+//! command that fails, or panics, costs at most the batches it named.
+
+pub mod answer;
+pub mod batch;
+pub mod core;
+pub mod error;
+pub mod inputs;
+pub mod pulse;
+pub mod request;
+pub mod row;
+pub mod slots;
+pub mod step;
+pub mod warmup;
+
+#[cfg(test)]
+mod tests;
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+
+use proto::units::{BatchId, RequestId};
+use tokio::sync::{mpsc, oneshot};
+
+use self::answer::{BatchSummary, Capacity, StepReport};
+use self::core::{Core, Parts};
+use self::error::{EngineError, Unhealthy};
+use self::pulse::Pulse;
+use self::request::NewBatch;
+use self::warmup::Warmup;
+
+/// Commands that may wait. A router has one or two under way.
+const MAILBOX: usize = 16;
+
+/// Handle to the engine. Cheap to clone; the thread ends when the last one is dropped.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    mailbox: mpsc::Sender<Command>,
+    pulse: Arc<Pulse>,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
+
+#[derive(Debug)]
+enum Command {
+    Prefill { batch: NewBatch, onto: Option<BatchId>, reply: Reply<StepReport> },
+    Decode { batches: Vec<BatchId>, reply: Reply<StepReport> },
+    Filter { batch: BatchId, keep: Vec<RequestId>, reply: Reply<BatchSummary> },
+    Clear { batch: Option<BatchId>, reply: Reply<()> },
+    WarmUp { warmup: Warmup, reply: Reply<Capacity> },
+}
+
+impl Engine {
+    /// Starts the engine thread. Errors when the system has no thread to give.
+    pub fn start(parts: Parts) -> io::Result<Self> {
+        let (mailbox, mail) = mpsc::channel(MAILBOX);
+        let pulse = Pulse::new();
+        let own = Arc::clone(&pulse);
+        thread::Builder::new().name("engine".to_owned()).spawn(move || run(Core::new(parts), mail, &own))?;
+        Ok(Self { mailbox, pulse })
+    }
+
+    /// Adds a batch, behind the requests of `onto` if one is named, and runs a step.
+    pub async fn prefill(&self, batch: NewBatch, onto: Option<BatchId>) -> Result<StepReport, EngineError> {
+        self.ask(|reply| Command::Prefill { batch, onto, reply }).await
+    }
+
+    /// Joins the named batches in order and runs a step.
+    pub async fn decode(&self, batches: Vec<BatchId>) -> Result<StepReport, EngineError> {
+        self.ask(|reply| Command::Decode { batches, reply }).await
+    }
+
+    /// Keeps the named requests of a batch, in the named order.
+    pub async fn filter(&self, batch: BatchId, keep: Vec<RequestId>) -> Result<BatchSummary, EngineError> {
+        self.ask(|reply| Command::Filter { batch, keep, reply }).await
+    }
+
+    /// Forgets one batch, or all. Unknown ids are ignored.
+    pub async fn clear(&self, batch: Option<BatchId>) -> Result<(), EngineError> {
+        self.ask(|reply| Command::Clear { batch, reply }).await
+    }
+
+    /// Runs the largest prefill once and makes the cache. All batches are forgotten.
+    pub async fn warm_up(&self, warmup: Warmup) -> Result<Capacity, EngineError> {
+        self.ask(|reply| Command::WarmUp { warmup, reply }).await
+    }
+
+    /// Whether steps can be made. Answers at once, whatever the engine is doing.
+    pub fn health(&self) -> Result<(), Unhealthy> {
+        self.pulse.check()
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, EngineError> {
+        let (reply, answer) = oneshot::channel();
+        self.mailbox.send(command(reply)).await.map_err(|_| EngineError::Gone)?;
+        answer.await.map_err(|_| EngineError::Gone)?
+    }
+}
+
+fn run(mut core: Core, mut mail: mpsc::Receiver<Command>, pulse: &Arc<Pulse>) {
+    let _life = pulse.life();
+    while let Some(command) = mail.blocking_recv() {
+        match command {
+            Command::Prefill { batch, onto, reply } => {
+                let _beat = pulse.beat();
+                answer(reply, || core.prefill(batch, onto));
+            }
+            Command::Decode { batches, reply } => {
+                let _beat = pulse.beat();
+                answer(reply, || core.decode(&batches));
+            }
+            Command::Filter { batch, keep, reply } => answer(reply, || core.filter(batch, &keep)),
+            Command::Clear { batch, reply } => answer(reply, || {
+                core.clear(batch);
+                Ok(())
+            }),
+            // Not a beat: how long it may take is what it finds out.
+            Command::WarmUp { warmup, reply } => {
+                let begin = std::time::Instant::now();
+                answer(reply, || core.warm_up(warmup));
+                pulse.observe(begin.elapsed());
+            }
+        }
+    }
+}
+
+/// Does the work and sends what comes of it, be it a panic. After one, the core is whole: the batches of the step have been
+/// taken out of it, and caches and buffers hold nothing that a later step reads before it writes.
+fn answer<T>(reply: Reply<T>, work: impl FnOnce() -> Result<T, EngineError>) {
+    let outcome = catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(EngineError::Panicked(panic_text(panic.as_ref()))));
+    if let Err(error) = &outcome {
+        tracing::error!(%error, "command failed");
+    }
+    // A caller that has gone away wants no answer.
+    drop(reply.send(outcome));
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
+}

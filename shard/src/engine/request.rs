@@ -1,0 +1,204 @@
+//! A request as it enters the engine, and its way into a batch: every check that needs the model, the tokenizer or the
+//! cache is here.
+
+use std::collections::HashSet;
+
+use proto::units::{BatchId, BlockCount, BlockId, BlockSize, RequestId, TokenCount};
+
+use super::batch::Batch;
+use super::error::{EngineError, RequestError};
+use super::row::{Progress, Row};
+use super::slots::SlotTable;
+use crate::model::ModelShape;
+use crate::sampling::SamplingParams;
+use crate::text::tokenizer::{SpecialTokens, Tokenizer};
+
+/// A batch that arrives.
+#[derive(Clone, Debug)]
+pub struct NewBatch {
+    /// Its id, which no held batch has.
+    pub id: BatchId,
+    /// At least one.
+    pub requests: Vec<NewRequest>,
+}
+
+/// A request that arrives.
+#[derive(Clone, Debug)]
+pub struct NewRequest {
+    /// Unique in its batch.
+    pub id: RequestId,
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// When to stop.
+    pub stopping: Stopping,
+    /// Whether log-probabilities of the prompt are wanted.
+    pub prompt_logprobs: bool,
+    /// Alternatives to report per token.
+    pub top: usize,
+    /// Where its keys and values go.
+    pub placement: Placement,
+    /// Leading prompt tokens that are in the cache already.
+    pub cached: TokenCount,
+    /// Prompt tokens of the first step; all that are left if absent.
+    pub chunk: Option<TokenCount>,
+}
+
+/// A prompt.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// As the router's tokenizer cut it.
+    Ids(Vec<u32>),
+    /// For a peer that leaves tokenizing to the shard.
+    Text {
+        /// The text.
+        text: String,
+        /// Whether it is framed.
+        special: SpecialTokens,
+        /// Longest prompt; the left side is dropped.
+        truncate: TokenCount,
+    },
+}
+
+/// When a request stops.
+#[derive(Clone, Debug)]
+pub struct Stopping {
+    /// Tokens to generate at most.
+    pub tokens_max: TokenCount,
+    /// Texts that end it.
+    pub strings: Vec<String>,
+    /// Goes on after an end-of-sequence token.
+    pub ignore_end_of_sequence: bool,
+}
+
+/// Where keys and values go.
+#[derive(Clone, Debug)]
+pub enum Placement {
+    /// The router has leased blocks.
+    Given {
+        /// Number of blocks.
+        blocks: BlockCount,
+        /// Slot of each position.
+        slots: SlotTable,
+    },
+    /// The shard numbers the blocks of the batch from 0.
+    Numbered,
+}
+
+/// What new requests are checked against.
+#[derive(Clone, Copy)]
+pub struct Admission<'a> {
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// Sizes of the model.
+    pub shape: &'a ModelShape,
+    /// Slots of the cache.
+    pub slots: usize,
+    /// Tokens per block.
+    pub block_size: BlockSize,
+}
+
+impl Admission<'_> {
+    /// Rows for the requests of a batch. If one of them cannot be served, the batch cannot.
+    pub fn batch(&self, new: NewBatch) -> Result<Batch, EngineError> {
+        let mut seen = HashSet::new();
+        if let Some(request) = new.requests.iter().map(|request| request.id).find(|id| !seen.insert(*id)) {
+            return Err(EngineError::RepeatedRequest { batch: new.id, request });
+        }
+        let mut next_block = BlockId(0);
+        let rows = new
+            .requests
+            .into_iter()
+            .map(|request| {
+                let id = request.id;
+                self.row(request, &mut next_block)
+                    .map_err(|source| EngineError::Request { request: id, source })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        if rows.is_empty() {
+            return Err(EngineError::EmptyBatch(new.id));
+        }
+        Ok(Batch::new(new.id, rows))
+    }
+
+    /// Ids of a prompt, each of them known to the model.
+    pub fn prompt_ids(&self, prompt: Prompt) -> Result<Vec<u32>, RequestError> {
+        let ids = match prompt {
+            Prompt::Ids(ids) => ids,
+            Prompt::Text { text, special, truncate } => self.tokenizer.encode(&text, special, truncate)?,
+        };
+        if ids.is_empty() {
+            return Err(RequestError::EmptyPrompt);
+        }
+        self.known(ids.iter().copied())?;
+        Ok(ids)
+    }
+
+    fn row(&self, request: NewRequest, next_block: &mut BlockId) -> Result<Row, RequestError> {
+        let ids = self.prompt_ids(request.prompt)?;
+        self.known(request.sampling.logit_bias.iter().map(|(id, _)| id.0))?;
+        let new = request.stopping.tokens_max;
+        if new.0 == 0 {
+            return Err(RequestError::NoNewTokens);
+        }
+        // The last token is never fed back.
+        let reach = ids.len() + new.0 as usize - 1;
+        if reach > self.shape.positions_max {
+            let limit = self.shape.positions_max;
+            return Err(RequestError::Positions { prompt: ids.len(), new, limit });
+        }
+        let progress = Progress::new(ids.len(), request.cached, request.chunk)?;
+        let (blocks, slots) = self.place(request.placement, reach, next_block)?;
+        Ok(Row::new(super::row::Parts {
+            id: request.id,
+            ids,
+            progress,
+            blocks,
+            slots,
+            sampling: request.sampling,
+            stopping: request.stopping,
+            prompt_logprobs: request.prompt_logprobs,
+            top: request.top,
+        }))
+    }
+
+    fn known(&self, mut ids: impl Iterator<Item = u32>) -> Result<(), RequestError> {
+        let vocabulary = self.shape.vocabulary;
+        match ids.find(|id| *id as usize >= vocabulary) {
+            Some(id) => Err(RequestError::Vocabulary { id, vocabulary }),
+            None => Ok(()),
+        }
+    }
+
+    /// Blocks and slots for `reach` positions.
+    fn place(
+        &self,
+        placement: Placement,
+        reach: usize,
+        next_block: &mut BlockId,
+    ) -> Result<(BlockCount, SlotTable), RequestError> {
+        match placement {
+            Placement::Given { blocks, slots } => {
+                if slots.len() < reach {
+                    return Err(RequestError::Slots { slots: slots.len(), needed: reach });
+                }
+                match slots.last_used().filter(|slot| slot.index() >= self.slots) {
+                    Some(slot) => Err(RequestError::SlotRange { slot, limit: self.slots }),
+                    None => Ok((blocks, slots)),
+                }
+            }
+            Placement::Numbered => {
+                let blocks = TokenCount(reach as u32).blocks(self.block_size);
+                let needed =
+                    (u64::from(next_block.0) + u64::from(blocks.0)) * u64::from(self.block_size.get());
+                if needed > self.slots as u64 {
+                    return Err(RequestError::CacheFull { needed, limit: self.slots });
+                }
+                let slots = SlotTable::of_blocks(*next_block, blocks, self.block_size);
+                next_block.0 += blocks.0;
+                Ok((blocks, slots))
+            }
+        }
+    }
+}

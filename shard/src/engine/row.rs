@@ -1,0 +1,240 @@
+//! One request on the shard: its history, how much of it is computed, and what comes of its next token.
+
+use proto::units::{BlockCount, RequestId, TokenCount, TokenId};
+
+use super::answer::{FinishReason, GeneratedText, Generation, PromptTokens, Token};
+use super::error::RequestError;
+use super::request::Stopping;
+use super::slots::SlotTable;
+use crate::sampling::{Choice, NotNumbers, Sampler, SamplingParams, Scored, Scratch, logprobs::Normalizer};
+use crate::text::detokenizer::{Detokenizer, generated_text};
+use crate::text::stop::{Found, StopStrings};
+use crate::text::tokenizer::Tokenizer;
+
+/// How much of a request's history is in the cache, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Tokens whose keys and values are stored.
+    pub cached: usize,
+    /// Tokens of the next step.
+    pub next: usize,
+}
+
+/// What a row is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The request.
+    pub id: RequestId,
+    /// Its prompt.
+    pub ids: Vec<u32>,
+    /// Where to start.
+    pub progress: Progress,
+    /// Cache blocks it reserves.
+    pub blocks: BlockCount,
+    /// Slot of each position it may reach.
+    pub slots: SlotTable,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// When to stop.
+    pub stopping: Stopping,
+    /// Whether log-probabilities of the prompt are wanted.
+    pub prompt_logprobs: bool,
+    /// Alternatives to report per token.
+    pub top: usize,
+}
+
+/// A request in a batch.
+///
+/// Invariant: while it runs, `progress.cached + progress.next <= ids.len()`, and the step that makes them equal yields a
+/// token. A decoding request is one with a single token left to feed.
+#[derive(Debug)]
+pub struct Row {
+    id: RequestId,
+    /// Prompt and generated tokens.
+    ids: Vec<u32>,
+    prompt_length: usize,
+    progress: Progress,
+    blocks: BlockCount,
+    slots: SlotTable,
+    sampler: Sampler,
+    top: usize,
+    tokens_max: usize,
+    ignore_end_of_sequence: bool,
+    stop: StopStrings,
+    detokenizer: Detokenizer,
+    /// Until they are delivered, if wanted.
+    prompt_logprobs: Option<Vec<f32>>,
+    stopped: bool,
+}
+
+impl Progress {
+    /// Of a prompt with `cached` tokens in the cache, of which the next step computes `chunk`, or all.
+    pub fn new(prompt: usize, cached: TokenCount, chunk: Option<TokenCount>) -> Result<Self, RequestError> {
+        let start = cached.0 as usize;
+        if start >= prompt {
+            return Err(RequestError::CacheLength { cached, prompt });
+        }
+        let remaining = prompt - start;
+        match chunk {
+            None => Ok(Self { cached: start, next: remaining }),
+            Some(chunk) if (1..=remaining).contains(&(chunk.0 as usize)) => {
+                Ok(Self { cached: start, next: chunk.0 as usize })
+            }
+            Some(chunk) => Err(RequestError::Chunk { chunk, remaining }),
+        }
+    }
+}
+
+impl Row {
+    /// A request that has not run yet.
+    pub fn new(parts: Parts) -> Self {
+        let prompt_length = parts.ids.len();
+        // Nothing predicts the first token, and cached ones are not computed.
+        let unknown = parts.progress.cached + 1;
+        Self {
+            id: parts.id,
+            prompt_length,
+            progress: parts.progress,
+            blocks: parts.blocks,
+            slots: parts.slots,
+            sampler: Sampler::new(parts.sampling, &parts.ids),
+            top: parts.top,
+            tokens_max: parts.stopping.tokens_max.0 as usize,
+            ignore_end_of_sequence: parts.stopping.ignore_end_of_sequence,
+            stop: StopStrings::new(parts.stopping.strings),
+            detokenizer: Detokenizer::new(prompt_length),
+            prompt_logprobs: parts.prompt_logprobs.then(|| vec![f32::NAN; unknown]),
+            stopped: false,
+            ids: parts.ids,
+        }
+    }
+
+    /// The request.
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// Prompt and generated tokens.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// What is computed and what comes next.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Cache blocks it reserves.
+    pub fn blocks(&self) -> BlockCount {
+        self.blocks
+    }
+
+    /// Slot of each position it may reach.
+    pub fn slots(&self) -> &SlotTable {
+        &self.slots
+    }
+
+    /// Whether it takes part in no further step.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Prompt tokens that are not computed yet.
+    pub fn prompt_remaining(&self) -> usize {
+        self.prompt_length.saturating_sub(self.progress.cached)
+    }
+
+    /// Whether the logits of every prompt token are needed.
+    pub fn wants_prompt_logprobs(&self) -> bool {
+        self.prompt_logprobs.is_some()
+    }
+
+    /// Decides how many prompt tokens the next step computes.
+    pub fn set_next(&mut self, tokens: usize) {
+        self.progress.next = tokens;
+    }
+
+    /// Notes that the next `tokens` tokens are in the cache.
+    pub fn advance(&mut self, tokens: usize) {
+        self.progress.cached += tokens;
+        self.progress.next -= tokens;
+    }
+
+    /// Takes the raw logits that follow the tokens at `start ..`, one row each.
+    pub fn note_prompt_logits<'a>(&mut self, start: usize, rows: impl Iterator<Item = &'a [f32]>) {
+        let Some(logprobs) = &mut self.prompt_logprobs else { return };
+        let predicted = self.ids[..self.prompt_length].iter().skip(start + 1);
+        logprobs.extend(predicted.zip(rows).map(|(id, logits)| {
+            let normalizer = Normalizer::of_row(logits);
+            normalizer.logprob(logits[*id as usize]) as f32
+        }));
+    }
+
+    /// Chooses the token that follows the last one.
+    pub fn choose(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<Choice, NotNumbers> {
+        self.sampler.choose(logits, self.top, scratch)
+    }
+
+    /// Appends the chosen token: makes its text and finds out whether the request stops with it.
+    pub fn accept(&mut self, choice: Choice, tokenizer: &Tokenizer) -> Generation {
+        let id = choice.token.id;
+        self.ids.push(id.0);
+        self.progress.next = 1;
+        let special = tokenizer.is_special(id);
+        let mut text = self.detokenizer.push(tokenizer, &self.ids);
+        let end = self.finish(id, &text, tokenizer);
+        self.stopped = end.is_some();
+        if let Some((reason, excess)) = end {
+            text.truncate(text.len() - excess);
+            if reason != FinishReason::StopString {
+                text.push_str(&self.detokenizer.flush(tokenizer, &self.ids));
+            }
+        }
+        Generation {
+            request: self.id,
+            prompt: self.prompt_tokens(tokenizer),
+            token: Token { id, logprob: choice.token.logprob, text, special },
+            top: choice.top.into_iter().map(|scored| alone(scored, tokenizer)).collect(),
+            end: end
+                .map(|(reason, excess)| self.generated(reason, if special { 0 } else { excess }, tokenizer)),
+        }
+    }
+
+    /// The first rule that holds, and the bytes of `text` behind a stop string.
+    fn finish(&mut self, id: TokenId, text: &str, tokenizer: &Tokenizer) -> Option<(FinishReason, usize)> {
+        if self.ids.len() - self.prompt_length >= self.tokens_max {
+            return Some((FinishReason::Length, 0));
+        }
+        if !self.ignore_end_of_sequence && tokenizer.ends_sequence(id) {
+            return Some((FinishReason::EndOfSequence, 0));
+        }
+        let Found { excess } = self.stop.push(text)?;
+        Some((FinishReason::StopString, excess))
+    }
+
+    /// `excess` bytes at the end lie behind a stop string.
+    fn generated(&self, reason: FinishReason, excess: usize, tokenizer: &Tokenizer) -> GeneratedText {
+        let mut text = generated_text(tokenizer, &self.ids, self.prompt_length);
+        text.truncate(text.floor_char_boundary(text.len().saturating_sub(excess)));
+        let tokens = TokenCount((self.ids.len() - self.prompt_length) as u32);
+        GeneratedText { text, tokens, reason, seed: self.sampler.seed() }
+    }
+
+    /// With the first token, once.
+    fn prompt_tokens(&mut self, tokenizer: &Tokenizer) -> Option<PromptTokens> {
+        let logprobs = self.prompt_logprobs.take()?;
+        let ids = self.ids[..self.prompt_length].to_vec();
+        let texts = ids.iter().map(|id| tokenizer.decode(&[*id])).collect();
+        Some(PromptTokens { ids, logprobs, texts })
+    }
+}
+
+/// A token with its text on its own.
+fn alone(scored: Scored, tokenizer: &Tokenizer) -> Token {
+    Token {
+        id: scored.id,
+        logprob: scored.logprob,
+        text: tokenizer.decode(&[scored.id.0]),
+        special: tokenizer.is_special(scored.id),
+    }
+}

@@ -1,0 +1,188 @@
+//! The gRPC face of the engine: message to command, answer to message; `wire.rs` translates. No mathematics here.
+//!
+//! The socket appears once the weights are loaded, because its existence is what the launcher waits for, and it goes when
+//! the server ends.
+
+mod socket;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use proto::units::{BatchId, RequestId};
+use proto::v3::text_generation_service_server::{TextGenerationService, TextGenerationServiceServer};
+use proto::{extensions, v3};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status};
+
+use crate::engine::Engine;
+use crate::engine::core::BLOCK_SIZE;
+use crate::sampling::penalties::Watermark;
+
+pub use socket::{Socket, SocketError};
+
+/// Calls under way at shutdown may take this long.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What a shard is, as it tells its router.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Type of the weights.
+    pub dtype: kernels::DType,
+    /// Where this rank listens; one shard, so the only rank.
+    pub socket: PathBuf,
+    /// What requests that ask for a watermark get.
+    pub watermark: Watermark,
+}
+
+/// Serves until `stop` is ready, then lets calls under way finish for a moment.
+pub async fn serve(
+    engine: Engine,
+    identity: Identity,
+    socket: Socket,
+    stop: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let service = TextGenerationServiceServer::new(Service { engine, identity })
+        .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(proto::MESSAGE_BYTES_MAX);
+    let (listener, _file) = socket.into_parts();
+    let (closing, closed) = tokio::sync::oneshot::channel::<()>();
+    let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming_shutdown(
+        UnixListenerStream::new(listener),
+        async {
+            // The sender is dropped or sends: both mean stop.
+            drop(closed.await);
+        },
+    );
+    let deadline = async {
+        stop.await;
+        closing.send(()).ok();
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = server => served,
+        () = deadline => {
+            tracing::warn!("calls were still under way at shutdown");
+            Ok(())
+        }
+    }
+}
+
+struct Service {
+    engine: Engine,
+    identity: Identity,
+}
+
+/// Every failure is INTERNAL with its text, as the contract has it.
+fn internal(error: impl std::fmt::Display) -> Status {
+    Status::internal(error.to_string())
+}
+
+#[tonic::async_trait]
+impl TextGenerationService for Service {
+    async fn info(&self, _: Request<v3::InfoRequest>) -> Result<Response<v3::InfoResponse>, Status> {
+        Ok(Response::new(v3::InfoResponse {
+            requires_padding: false,
+            dtype: torch_name(self.identity.dtype).to_owned(),
+            device_type: "cpu".to_owned(),
+            window_size: None,
+            speculate: 0,
+            support_chunking: true,
+            use_prefix_caching: true,
+            attention_impl: "paged".to_owned(),
+            block_size: BLOCK_SIZE.get(),
+            extensions: [extensions::INPUT_IDS, extensions::SAMPLING_MORE].map(str::to_owned).to_vec(),
+        }))
+    }
+
+    async fn service_discovery(
+        &self,
+        _: Request<v3::ServiceDiscoveryRequest>,
+    ) -> Result<Response<v3::ServiceDiscoveryResponse>, Status> {
+        let urls = vec![format!("unix://{}", self.identity.socket.display())];
+        Ok(Response::new(v3::ServiceDiscoveryResponse { urls }))
+    }
+
+    async fn health(&self, _: Request<v3::HealthRequest>) -> Result<Response<v3::HealthResponse>, Status> {
+        self.engine.health().map_err(internal)?;
+        Ok(Response::new(v3::HealthResponse {}))
+    }
+
+    async fn clear_cache(
+        &self,
+        request: Request<v3::ClearCacheRequest>,
+    ) -> Result<Response<v3::ClearCacheResponse>, Status> {
+        self.engine.clear(request.into_inner().id.map(BatchId)).await.map_err(internal)?;
+        Ok(Response::new(v3::ClearCacheResponse {}))
+    }
+
+    async fn filter_batch(
+        &self,
+        request: Request<v3::FilterBatchRequest>,
+    ) -> Result<Response<v3::FilterBatchResponse>, Status> {
+        let request = request.into_inner();
+        let keep = request.request_ids.into_iter().map(RequestId).collect();
+        let batch = self.engine.filter(BatchId(request.batch_id), keep).await.map_err(internal)?;
+        Ok(Response::new(v3::FilterBatchResponse { batch: Some(wire::cached_batch(batch)) }))
+    }
+
+    async fn warmup(
+        &self,
+        request: Request<v3::WarmupRequest>,
+    ) -> Result<Response<v3::WarmupResponse>, Status> {
+        let warmup = wire::warmup(request.into_inner(), self.identity.watermark).map_err(internal)?;
+        let capacity = self.engine.warm_up(warmup).await.map_err(internal)?;
+        Ok(Response::new(v3::WarmupResponse {
+            max_supported_total_tokens: Some(capacity.supported.0),
+            max_input_tokens: capacity.input_max.0,
+            max_total_tokens: capacity.total_max.0,
+        }))
+    }
+
+    async fn prefill(
+        &self,
+        request: Request<v3::PrefillRequest>,
+    ) -> Result<Response<v3::PrefillResponse>, Status> {
+        let (batch, onto) = wire::prefill(request.into_inner(), self.identity.watermark).map_err(internal)?;
+        let step = self.engine.prefill(batch, onto).await.map_err(internal)?;
+        let wire::Step { generations, batch, forward_ns, decode_ns, total_ns, concat_ns } = step.into();
+        Ok(Response::new(v3::PrefillResponse {
+            generations,
+            batch,
+            forward_ns,
+            decode_ns,
+            total_ns,
+            concat_ns,
+        }))
+    }
+
+    async fn decode(
+        &self,
+        request: Request<v3::DecodeRequest>,
+    ) -> Result<Response<v3::DecodeResponse>, Status> {
+        let batches = request.into_inner().batches.into_iter().map(|batch| BatchId(batch.id)).collect();
+        let step = self.engine.decode(batches).await.map_err(internal)?;
+        let wire::Step { generations, batch, forward_ns, decode_ns, total_ns, concat_ns } = step.into();
+        Ok(Response::new(v3::DecodeResponse {
+            generations,
+            batch,
+            forward_ns,
+            decode_ns,
+            total_ns,
+            concat_ns,
+        }))
+    }
+}
+
+/// The name that routers show to users.
+fn torch_name(dtype: kernels::DType) -> &'static str {
+    match dtype {
+        kernels::DType::F32 => "torch.float32",
+        kernels::DType::F16 => "torch.float16",
+        kernels::DType::BF16 => "torch.bfloat16",
+    }
+}
