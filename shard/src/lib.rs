@@ -37,7 +37,7 @@ pub mod weights;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -64,7 +64,7 @@ pub fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Config::try_from(args).map_err(anyhow::Error::from).and_then(serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error:#}");
+            eprintln!("Error: {error}");
             ExitCode::FAILURE
         }
     }
@@ -84,18 +84,21 @@ fn serve(config: Config) -> anyhow::Result<()> {
     if config.dtype.is_some_and(|wanted| wanted != dtype) {
         tracing::warn!(stored = ?dtype, wanted = ?config.dtype, "weights are served as they are stored");
     }
-    let engine = Engine::start(engine::core::Parts { model, device, tokenizer, memory: config.memory })?;
+    let engine = Engine::start(engine::commands::Parts { model, device, tokenizer, memory: config.memory })?;
     let identity = Identity { dtype, socket: config.socket.clone(), watermark: config.watermark };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(EDGE_THREADS)
         .enable_all()
         .build()
-        .context("no threads for the server")?;
+        .map_err(|error| anyhow!("no threads for the server: {error}"))?;
     let served = runtime.block_on(async {
         let stop = stop_signal()?;
         let socket = Socket::bind(&config.socket)?;
         tracing::info!(socket = %config.socket.display(), threads = config.threads, "shard is ready");
-        Ok(server::serve(engine, identity, socket, stop).await?)
+        // Only the long form of a transport error says what happened.
+        server::serve(engine, identity, socket, stop)
+            .await
+            .map_err(|error| anyhow!("the server failed: {error:?}"))
     });
     // A step that is still running must not hold the process back.
     runtime.shutdown_background();
@@ -104,8 +107,8 @@ fn serve(config: Config) -> anyhow::Result<()> {
 
 /// Ready on SIGTERM or SIGINT, from the moment this returns.
 fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
         let name = tokio::select! {
             _ = terminate.recv() => "SIGTERM",

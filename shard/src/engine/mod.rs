@@ -3,7 +3,7 @@
 //! - [`request`]: a request that arrives, and every check on its way into a batch.
 //! - [`row`], [`batch`]: a request on the shard, and those that step together; [`slots`]: where their tokens lie.
 //! - [`inputs`], [`step`]: rows to flat inputs; inputs to forward pass to tokens to text.
-//! - [`core`]: what the thread owns, and what each command does; [`warmup`]: how large the cache is.
+//! - [`commands`]: what the thread owns, and what each command does; [`warmup`]: how large the cache is.
 //! - [`answer`], [`error`]: what comes back.
 //! - [`pulse`]: the heartbeat that Health reads.
 //!
@@ -12,7 +12,7 @@
 
 pub mod answer;
 pub mod batch;
-pub mod core;
+pub mod commands;
 pub mod error;
 pub mod inputs;
 pub mod pulse;
@@ -35,7 +35,7 @@ use proto::units::{BatchId, RequestId};
 use tokio::sync::{mpsc, oneshot};
 
 use self::answer::{BatchSummary, Capacity, StepReport};
-use self::core::{Core, Parts};
+use self::commands::{Core, Parts};
 use self::error::{EngineError, Unhealthy};
 use self::pulse::Pulse;
 use self::request::NewBatch;

@@ -18,10 +18,11 @@ use crate::text::tokenizer::Tokenizer;
 const PROMPT_LOGITS_BYTES: usize = 64 << 20;
 
 /// Runs steps. Holds the buffers that steps share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Stepper {
     inputs: Inputs,
     scratch: Scratch,
+    prompt_logits_bytes: usize,
 }
 
 /// What a step runs on.
@@ -32,6 +33,16 @@ pub struct Machine<'a> {
     pub cache: &'a mut PagedKv,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
+}
+
+impl Default for Stepper {
+    fn default() -> Self {
+        Self {
+            inputs: Inputs::default(),
+            scratch: Scratch::default(),
+            prompt_logits_bytes: PROMPT_LOGITS_BYTES,
+        }
+    }
 }
 
 impl Stepper {
@@ -58,7 +69,7 @@ impl Stepper {
     fn lead_in(&mut self, machine: &mut Machine<'_>, rows: &mut [Row]) -> Result<(), EngineError> {
         let wanting = rows.iter().filter(|row| !row.is_stopped() && row.wants_prompt_logprobs()).count();
         let row_bytes = machine.model.shape().vocabulary * size_of::<f32>();
-        let piece = (PROMPT_LOGITS_BYTES / row_bytes.max(1) / wanting.max(1)).max(1);
+        let piece = (self.prompt_logits_bytes / row_bytes.max(1) / wanting.max(1)).max(1);
         for index in 0..rows.len() {
             while !rows[index].is_stopped()
                 && rows[index].wants_prompt_logprobs()
@@ -78,7 +89,7 @@ impl Stepper {
         machine: &mut Machine<'_>,
         rows: &mut [Row],
     ) -> Result<Vec<(usize, Choice)>, EngineError> {
-        let Self { inputs, scratch } = self;
+        let Self { inputs, scratch, .. } = self;
         if inputs.ids.is_empty() {
             return Ok(Vec::new());
         }
@@ -113,5 +124,46 @@ impl Stepper {
             }
         }
         Ok(choices)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::units::{BatchId, BlockCount};
+
+    use super::*;
+    use crate::cache::KvShape;
+    use crate::engine::commands::BLOCK_SIZE;
+    use crate::engine::request::{Admission, NewBatch};
+    use crate::engine::tests::{VOCABULARY, parts, request};
+
+    /// The first step of two requests that want log-probabilities of their prompts, and one that does not.
+    fn first_step(prompt_logits_rows: usize) -> Vec<Generation> {
+        let mut parts = parts();
+        let shape = parts.model.shape().clone();
+        let mut cache =
+            PagedKv::new(&parts.device, KvShape::from(&shape), BlockCount(64), BLOCK_SIZE).unwrap();
+        let slots = cache.slots();
+        let admission =
+            Admission { tokenizer: &parts.tokenizer, shape: &shape, slots, block_size: BLOCK_SIZE };
+        let mut requests = [(1, "one prompt"), (2, "another"), (3, "a third one")]
+            .map(|(id, prompt)| request(id, prompt, 4));
+        requests[0].prompt_logprobs = true;
+        requests[2].prompt_logprobs = true;
+        let mut batch = admission.batch(NewBatch { id: BatchId(0), requests: requests.to_vec() }).unwrap();
+        let mut machine =
+            Machine { model: parts.model.as_mut(), cache: &mut cache, tokenizer: &parts.tokenizer };
+        let prompt_logits_bytes = prompt_logits_rows * VOCABULARY * size_of::<f32>();
+        let mut stepper = Stepper { prompt_logits_bytes, ..Stepper::default() };
+        stepper.step(&mut machine, &mut batch).unwrap().generations
+    }
+
+    #[test]
+    fn a_limit_on_the_memory_of_prompt_logits_changes_nothing_but_the_memory() {
+        let shown = |generations: Vec<Generation>| format!("{generations:?}");
+        let unlimited = shown(first_step(1000));
+        for rows in [0, 1, 2, 6, 7, 20] {
+            assert_eq!(shown(first_step(rows)), unlimited, "{rows} rows");
+        }
     }
 }

@@ -178,20 +178,24 @@ impl Sampler {
         }
     }
 
-    /// An exponential race: the candidate with the largest probability over an exponential variate of its own wins, which
-    /// it does with exactly its probability.
+    /// An exponential race: the candidate with the largest probability over an exponential variate `-ln(u)` of its own wins,
+    /// which it does with exactly its probability.
     fn draw(&self, candidates: &[Candidate], normalizer: &Normalizer) -> Candidate {
-        let draw = Draw::new(self.params.seed, self.generated);
-        let speed =
-            |candidate: &Candidate| normalizer.probability(candidate.logit) / draw.exponential(candidate.id);
-        let mut winner = (candidates[0], speed(&candidates[0]));
-        for candidate in &candidates[1..] {
-            let speed = speed(candidate);
-            if speed > winner.1 || (speed == winner.1 && candidate.id < winner.0.id) {
-                winner = (*candidate, speed);
+        let mut draw = Draw::new(self.params.seed, self.generated);
+        let mut winner = candidates[0];
+        let mut record = 0.0;
+        for candidate in candidates {
+            let (probability, u) = (normalizer.probability(candidate.logit), draw.uniform(candidate.id));
+            // Since -ln(u) >= 1 - u, most need no logarithm to lose.
+            if probability < record * (1.0 - u) {
+                continue;
+            }
+            let speed = probability / -u.ln();
+            if speed > record || (speed == record && candidate.id < winner.id) {
+                (winner, record) = (*candidate, speed);
             }
         }
-        winner.0
+        winner
     }
 
     fn advance(&mut self, id: TokenId) {

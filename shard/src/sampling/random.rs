@@ -16,33 +16,44 @@ const ROUNDS: usize = 10;
 pub struct Draw {
     seed: u64,
     index: u64,
+    /// The block of the last answer, and its number.
+    last: (u32, Block),
 }
 
 impl Draw {
     /// `index` counts the generated tokens of the request, from 0.
     pub fn new(seed: u64, index: u64) -> Self {
-        Self { seed, index }
+        let mut draw = Self { seed, index, last: (0, [0; 4]) };
+        draw.last.1 = draw.block(0);
+        draw
     }
 
-    /// An exponential variate of mean 1 for this entry of the vocabulary; never 0 and never infinite.
-    pub fn exponential(self, id: u32) -> f64 {
-        -self.uniform(id).ln()
+    /// The number of this entry of the vocabulary: uniform in the open interval (0, 1), in steps of 2^-52.
+    pub fn uniform(&mut self, id: u32) -> f64 {
+        // A block serves two neighbours.
+        let number = id / 2;
+        if number != self.last.0 {
+            self.last = (number, self.block(number));
+        }
+        let [a, b, c, d] = self.last.1;
+        let bits = if id.is_multiple_of(2) { join(b, a) } else { join(d, c) };
+        ((bits >> 12) as f64 + 0.5) / (1_u64 << 52) as f64
     }
 
-    /// Uniform in the open interval (0, 1), in steps of 2^-53. A block serves two neighbouring entries.
-    fn uniform(self, id: u32) -> f64 {
+    fn block(&self, number: u32) -> Block {
         let [high, low] = split(self.index);
-        let block = philox([id / 2, 0, low, high], key(self.seed));
-        let pair = if id.is_multiple_of(2) { [block[0], block[1]] } else { [block[2], block[3]] };
-        let bits = (u64::from(pair[1]) << 32 | u64::from(pair[0])) >> 12;
-        (bits as f64 + 0.5) / (1_u64 << 52) as f64
+        philox([number, 0, low, high], key(self.seed))
     }
 }
 
 /// A hash of `(key, value)` that is uniform over 64 bits.
 pub fn keyed_hash(key_value: u64, value: u32) -> u64 {
-    let block = philox([value, 0, 0, 0], key(key_value));
-    u64::from(block[1]) << 32 | u64::from(block[0])
+    let [low, high, ..] = philox([value, 0, 0, 0], key(key_value));
+    join(high, low)
+}
+
+fn join(high: u32, low: u32) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
 }
 
 fn split(value: u64) -> [u32; 2] {
@@ -97,13 +108,16 @@ mod tests {
     }
 
     #[test]
-    fn exponential_variates_have_mean_and_variance_one() {
+    fn numbers_are_uniform_inside_the_interval_and_do_not_depend_on_the_order_of_asking() {
         let count = 100_000;
-        let values: Vec<f64> = (0..count).map(|id| Draw::new(7, 3).exponential(id)).collect();
-        assert!(values.iter().all(|value| value.is_finite() && *value > 0.0));
+        let mut draw = Draw::new(7, 3);
+        let values: Vec<f64> = (0..count).map(|id| draw.uniform(id)).collect();
+        assert!(values.iter().all(|value| *value > 0.0 && *value < 1.0));
         let mean = values.iter().sum::<f64>() / f64::from(count);
         let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / f64::from(count);
-        assert!((mean - 1.0).abs() < 0.02, "{mean}");
-        assert!((variance - 1.0).abs() < 0.05, "{variance}");
+        assert!((mean - 0.5).abs() < 0.005, "{mean}");
+        assert!((variance - 1.0 / 12.0).abs() < 0.002, "{variance}");
+        let backwards = (0..count).rev().map(|id| draw.uniform(id));
+        assert!(backwards.eq(values.iter().rev().copied()));
     }
 }

@@ -48,9 +48,9 @@ pub fn typical_p(candidates: &mut Vec<Candidate>, mass: f32) {
     let normalizer = Normalizer::of(candidates);
     let entropy: f64 = candidates
         .iter()
-        .map(|candidate| normalizer.probability(candidate.logit))
-        .filter(|probability| *probability > 0.0)
-        .map(|probability| -probability * probability.ln())
+        .map(|candidate| (normalizer.probability(candidate.logit), normalizer.logprob(candidate.logit)))
+        .filter(|(probability, _)| *probability > 0.0)
+        .map(|(probability, logprob)| -probability * logprob)
         .sum();
     let distance = |candidate: &Candidate| (-normalizer.logprob(candidate.logit) - entropy).abs();
     let kept = shortest_head(

@@ -20,7 +20,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 use crate::engine::Engine;
-use crate::engine::core::BLOCK_SIZE;
+use crate::engine::commands::BLOCK_SIZE;
 use crate::sampling::penalties::Watermark;
 
 pub use socket::{Socket, SocketError};

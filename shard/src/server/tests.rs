@@ -13,7 +13,7 @@ use super::wire::tests::request;
 use super::{Identity, Socket, serve};
 use crate::backend::Device;
 use crate::engine::Engine;
-use crate::engine::core::Parts;
+use crate::engine::commands::Parts;
 use crate::engine::warmup::MemoryShare;
 use crate::sampling::penalties::Watermark;
 use crate::text::tokenizer::Tokenizer;
