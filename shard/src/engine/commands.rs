@@ -118,7 +118,7 @@ impl Core {
         }
     }
 
-    /// Runs the largest prefill once, decides how many blocks fit, and makes the cache.
+    /// Takes the memory of the largest prefill, decides how many blocks fit beside it, and makes the cache.
     pub(super) fn warm_up(&mut self, warmup: Warmup) -> Result<Capacity, EngineError> {
         // A cache that is left from before counts as free.
         self.batches.clear();
@@ -141,14 +141,19 @@ impl Core {
         Ok(capacity)
     }
 
-    /// One step over the warm-up batch, on a cache of just its size.
+    /// Takes the memory of the largest step, and runs a small one on a cache of just its size.
     fn rehearse(&mut self, warmup: &Warmup) -> Result<(), EngineError> {
         let Parts { model, device, tokenizer, .. } = &mut self.parts;
         let shape = model.shape().clone();
         let admission =
             Admission { tokenizer, shape: &shape, slots: u32::MAX as usize, block_size: BLOCK_SIZE };
-        let mut batch = admission.batch(warmup::rehearsal(&warmup.batch, &admission)?)?;
-        let tokens: u64 = batch.rows().iter().map(|row| row.ids().len() as u64).sum();
+        let (batch, size) = warmup::rehearsal(&warmup.batch, &admission)?;
+        let tokens = size.tokens as u64;
+        let mut batch = admission.batch(batch)?;
+        let logits = size.requests + size.tokens.min(self.stepper.prompt_logits_max(shape.vocabulary));
+        model
+            .reserve(size.tokens, logits)
+            .map_err(|source| WarmupError::Step { tokens, source: Box::new(source.into()) })?;
         let blocks = batch.summary(BLOCK_SIZE).tokens_max.blocks(BLOCK_SIZE);
         let mut cache = PagedKv::new(device, KvShape::from(&shape), blocks, BLOCK_SIZE)
             .map_err(|source| WarmupError::Prefill { tokens, source })?;

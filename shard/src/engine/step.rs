@@ -65,11 +65,15 @@ impl Stepper {
         Ok(StepReport { generations, batch: None, timings })
     }
 
+    /// Most rows of prompt logits that one pass makes.
+    pub(super) fn prompt_logits_max(&self, vocabulary: usize) -> usize {
+        self.prompt_logits_bytes / (vocabulary * size_of::<f32>()).max(1)
+    }
+
     /// Computes the beginning of chunks whose logits would take too much memory at once.
     fn lead_in(&mut self, machine: &mut Machine<'_>, rows: &mut [Row]) -> Result<(), EngineError> {
         let wanting = rows.iter().filter(|row| !row.is_stopped() && row.wants_prompt_logprobs()).count();
-        let row_bytes = machine.model.shape().vocabulary * size_of::<f32>();
-        let piece = (self.prompt_logits_bytes / row_bytes.max(1) / wanting.max(1)).max(1);
+        let piece = (self.prompt_logits_max(machine.model.shape().vocabulary) / wanting.max(1)).max(1);
         for index in 0..rows.len() {
             while !rows[index].is_stopped()
                 && rows[index].wants_prompt_logprobs()

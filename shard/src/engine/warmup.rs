@@ -8,6 +8,10 @@ use super::error::{EngineError, WarmupError};
 use super::request::{Admission, NewBatch, NewRequest, Placement, Prompt, Stopping};
 use crate::cache::KvShape;
 
+/// Tokens of the step that the warm-up runs. Few, since on a CPU the largest step takes minutes with a large model; but
+/// enough to visit every weight, so that none is still on disk when the first request comes.
+const REHEARSAL_TOKENS: usize = 64;
+
 /// The cache takes no more than this of a machine's memory, which it shares with everything else.
 const CACHE_BYTES_MAX: u64 = 4 << 30;
 
@@ -55,27 +59,45 @@ impl MemoryShare {
     }
 }
 
-/// The warm-up batch as this engine runs it: one new token each, for just one step is run, and prompts beyond the model's
-/// positions cut into several, so that the step is as large as was asked for.
-pub(super) fn rehearsal(batch: &NewBatch, admission: &Admission<'_>) -> Result<NewBatch, EngineError> {
+/// The size of the largest step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StepSize {
+    /// Tokens of all prompts together.
+    pub(super) tokens: usize,
+    /// Requests, each of which wants logits at its end.
+    pub(super) requests: usize,
+}
+
+/// The warm-up batch as this engine runs it, and the size of the step that was asked for: the beginning of each prompt,
+/// [`REHEARSAL_TOKENS`] in all, and one new token each.
+pub(super) fn rehearsal(
+    batch: &NewBatch,
+    admission: &Admission<'_>,
+) -> Result<(NewBatch, StepSize), EngineError> {
+    let mut size = StepSize { tokens: 0, requests: batch.requests.len() };
+    let mut room = REHEARSAL_TOKENS.min(admission.shape.positions_max);
     let mut requests = Vec::new();
     for request in &batch.requests {
-        let ids = admission
+        let mut ids = admission
             .prompt_ids(request.prompt.clone())
             .map_err(|source| EngineError::Request { request: request.id, source })?;
-        for piece in ids.chunks(admission.shape.positions_max.max(1)) {
-            requests.push(NewRequest {
-                id: RequestId(requests.len() as u64),
-                prompt: Prompt::Ids(piece.to_vec()),
-                stopping: Stopping { tokens_max: TokenCount(1), ..request.stopping.clone() },
-                placement: Placement::Numbered,
-                cached: TokenCount(0),
-                chunk: None,
-                ..request.clone()
-            });
+        size.tokens += ids.len();
+        ids.truncate(room);
+        room -= ids.len();
+        if ids.is_empty() {
+            continue;
         }
+        requests.push(NewRequest {
+            id: RequestId(requests.len() as u64),
+            prompt: Prompt::Ids(ids),
+            stopping: Stopping { tokens_max: TokenCount(1), ..request.stopping.clone() },
+            placement: Placement::Numbered,
+            cached: TokenCount(0),
+            chunk: None,
+            ..request.clone()
+        });
     }
-    Ok(NewBatch { id: batch.id, requests })
+    Ok((NewBatch { id: batch.id, requests }, size))
 }
 
 /// How many blocks a cache of `budget` bytes has, and what it can serve. Block 0 serves nobody.

@@ -148,6 +148,10 @@ impl Model for Decoder {
         &self.shape
     }
 
+    fn reserve(&mut self, tokens: usize, logits: usize) -> Result<(), OpError> {
+        self.workspace.set_rows(tokens, logits)
+    }
+
     fn forward(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<&Tensor, OpError> {
         input::check(input, &self.shape, cache)?;
         self.rope.cover(input.positions)?;

@@ -59,6 +59,10 @@ impl Model for Hashing {
         &self.shape
     }
 
+    fn reserve(&mut self, _: usize, _: usize) -> Result<(), OpError> {
+        Ok(())
+    }
+
     fn forward(&mut self, input: &StepInput<'_>, _: &mut PagedKv) -> Result<&Tensor, OpError> {
         assert!(!input.ids.contains(&POISON), "poisoned");
         for ((id, position), slot) in input.ids.iter().zip(input.positions).zip(input.slots) {
