@@ -1,7 +1,7 @@
 //! Logits to a token: a fixed order of stages, then a choice.
 //!
-//! watermark → bias → repetition → frequency → presence and count → temperature → top-k → top-p → typical-p → min-p →
-//! choice. The log-probabilities are those of the distribution that is chosen from.
+//! watermark → bias → repetition → frequency → presence and count → temperature → top-k → top-p → typical-p →
+//! min-p → choice. The log-probabilities are those of the distribution that is chosen from.
 //!
 //! Invariants: a request's choice depends on its own logits, history, parameters, seed and token index, never on its
 //! neighbours or on when it was batched; nothing here keeps a state between draws.
