@@ -152,7 +152,12 @@ pub fn command(address: SocketAddr) -> Command {
 
 /// Runs a launcher that is expected to end by itself, and returns its status and all it printed.
 pub async fn run(arguments: &[&str]) -> Result<(ExitStatus, String)> {
-    let mut command = command(free_address()?);
+    run_at(free_address()?, arguments).await
+}
+
+/// [`run`], told to listen on `address`.
+pub async fn run_at(address: SocketAddr, arguments: &[&str]) -> Result<(ExitStatus, String)> {
+    let mut command = command(address);
     command.args(arguments);
     let output =
         tokio::time::timeout(PATIENCE, command.output()).await.context("the launcher does not end")??;

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use anyhow::{Context, Result};
 use integration_tests::fixtures;
-use integration_tests::stack::{Stack, gone, run};
+use integration_tests::stack::{Stack, gone, run, run_at};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -93,17 +93,14 @@ async fn what_cannot_start_ends_with_one_line_that_names_it() -> Result<()> {
         std::fs::copy(entry.path(), broken.path().join(entry.file_name()))?;
     }
     std::fs::write(broken.path().join("model.safetensors"), b"not a checkpoint")?;
-    let taken = TcpListener::bind("127.0.0.1:0")?;
-    let port = taken.local_addr()?.port().to_string();
     let empty = empty.path().to_str().context("a path in UTF-8")?;
     let broken = broken.path().to_str().context("a path in UTF-8")?;
-    let cases: [(&[&str], &str, i32); 7] = [
+    let cases: [(&[&str], &str, i32); 6] = [
         (&["--no-such-flag"], "--no-such-flag", 2),
         (&["--max-concurrent-requests", "many"], "many", 2),
         (&["--model-id", "/no/such/directory"], "/no/such/directory", 1),
         (&["--model-id", empty], empty, 1),
         (&["--model-id", broken], "model.safetensors", 1),
-        (&["--port", &port], &port, 1),
         (&["--quantize", "awq"], "quantize", 1),
     ];
     for (arguments, named, code) in cases {
@@ -111,6 +108,31 @@ async fn what_cannot_start_ends_with_one_line_that_names_it() -> Result<()> {
         assert_eq!(status.code(), Some(code), "{arguments:?}: {text}");
         assert!(text.contains(named), "{arguments:?} does not name {named}: {text}");
         assert!(!text.contains("panicked"), "{arguments:?}: {text}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named_before_anything_starts() -> Result<()> {
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?;
+    let (status, text) = run_at(address, &[]).await?;
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains(&address.port().to_string()), "{text}");
+    assert!(!text.contains("Starting shard"), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_readme_names_every_flag() -> Result<()> {
+    let (_, help) = run(&["--help"]).await?;
+    let readme = include_str!("../../README.md");
+    let flags: Vec<&str> =
+        help.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2).collect();
+    assert!(flags.len() > 40, "{help}");
+    for flag in flags {
+        let flag = flag.trim_matches(|letter: char| !letter.is_ascii_alphanumeric());
+        assert!(readme.contains(&format!("--{flag}")), "the README does not name --{flag}");
     }
     Ok(())
 }
