@@ -139,6 +139,15 @@ impl Stack {
     }
 }
 
+/// A streamed chat with the demo model that ends only at its limit: its two end-of-sequence tokens are ruled out. For
+/// `/v1/chat/completions`.
+pub fn endless(max_tokens: u32) -> Value {
+    serde_json::json!({
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": max_tokens, "temperature": 0, "logit_bias": {"0": -100, "2": -100}, "stream": true,
+    })
+}
+
 /// A launcher command that listens on `address` and takes nothing from the environment of the tests.
 pub fn command(address: SocketAddr) -> Command {
     let mut command = Command::new(binary::launcher());

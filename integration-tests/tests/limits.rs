@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
 use hyper::StatusCode;
-use integration_tests::stack::Stack;
+use integration_tests::stack::{Stack, endless};
 use serde_json::{Value, json};
 
 const QUESTION: &str = "What is the capital of France?";
@@ -107,10 +107,8 @@ async fn a_burst_of_ten_thousand_is_served_or_refused_at_once_and_leaves_nothing
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_leave_in_mid_stream_free_their_rows_and_blocks() -> Result<()> {
     let stack = Stack::start(&["--max-concurrent-requests", "16"]).await?;
-    // At temperature 3 the demo model practically never ends by itself.
-    let endless = json!({"inputs": "Once", "parameters": {"max_new_tokens": 2000, "temperature": 3.0}});
     let leave = |_| async {
-        let mut stream = stack.client().stream("/generate_stream", &endless).await?;
+        let mut stream = stack.client().stream("/v1/chat/completions", &endless(2000)).await?;
         stream.next().await?.context("a first token")?;
         anyhow::Ok(())
     };
@@ -128,8 +126,7 @@ async fn clients_that_leave_in_mid_stream_free_their_rows_and_blocks() -> Result
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_move_under_load() -> Result<()> {
     let stack = Stack::demo().await?;
-    let body = json!({"inputs": "Once", "parameters": {"max_new_tokens": 1500, "temperature": 3.0}});
-    let mut stream = stack.client().stream("/generate_stream", &body).await?;
+    let mut stream = stack.client().stream("/v1/chat/completions", &endless(1500)).await?;
     stream.next().await?.context("a first token")?;
     assert_eq!(stack.metric("tgi_batch_current_size").await?, 1.0);
     assert!(stack.metric("tgi_kv_cache_utilization").await? > 0.0);

@@ -101,7 +101,7 @@ pub fn runtime_report() -> String {
         env!("TARGET_TRIPLE"),
         env!("CARGO_PKG_VERSION"),
         option_env!("COMPILER_VERSION").unwrap_or("N/A"),
-        option_env!("COMMIT_SHA").unwrap_or("N/A"),
+        option_env!("GIT_SHA").unwrap_or("N/A"),
         option_env!("DOCKER_LABEL").unwrap_or("N/A"),
         output_of("nvidia-smi").as_deref().unwrap_or("N/A"),
     )
