@@ -42,7 +42,9 @@ fn position_count(config: &Map<String, Value>) -> Result<Option<(u32, &'static s
         let count = value.as_u64().and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0);
         return match count {
             Some(count) => Ok(Some((count, key))),
-            None => Err(format!("says `{key}`: {value}, which is not a positive number of tokens")),
+            None => {
+                Err(format!("says `{key}`: {value}, which is not a number of tokens from 1 to {}", u32::MAX))
+            }
         };
     }
     Ok(None)

@@ -1,8 +1,12 @@
 //! The signals that end the launcher.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Signals this close to the first one are its echo: `timeout` and terminals signal a process and then its group.
+const ECHO: Duration = Duration::from_secs(1);
 
 /// SIGTERM, SIGINT and SIGHUP. From its creation on they no longer end the process; they wait here to be noticed.
 #[derive(Debug)]
@@ -10,7 +14,7 @@ pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
-    seen: usize,
+    first: Option<Instant>,
 }
 
 impl StopSignals {
@@ -20,7 +24,7 @@ impl StopSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
-            seen: 0,
+            first: None,
         })
     }
 
@@ -31,15 +35,17 @@ impl StopSignals {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.hangup.recv() => "SIGHUP",
         };
-        self.seen += 1;
+        self.first.get_or_insert_with(Instant::now);
         name
     }
 
-    /// Waits for the second signal since the beginning, the sign of an impatient user, and says its name.
-    pub async fn second(&mut self) -> &'static str {
+    /// Waits for the signal of an impatient user, and says its name: while the launcher is ending, any signal that is not
+    /// an echo of the one that began it.
+    pub async fn impatient(&mut self) -> &'static str {
+        let began = self.first;
         loop {
             let name = self.next().await;
-            if self.seen >= 2 {
+            if began.is_none_or(|first| first.elapsed() >= ECHO) {
                 return name;
             }
         }

@@ -93,12 +93,12 @@ impl Stack<'_> {
         Ok(())
     }
 
-    /// Stops the router, then the shards, and removes the sockets. A second signal kills what is left at once.
+    /// Stops the router, then the shards, and removes the sockets. An impatient signal kills what is left at once.
     async fn shut_down(&mut self, signals: &mut StopSignals) {
         tokio::select! {
             () = self.stop_in_order() => {}
-            signal = signals.second() => {
-                warn!("{signal} again: killing what still runs");
+            signal = signals.impatient() => {
+                warn!("{signal} while ending: killing what still runs");
                 self.kill().await;
             }
         }

@@ -11,7 +11,7 @@
 //!
 //! - [`model`]: families, their configuration, and the decoder they share. The engine sees only the `Model` trait.
 //! - [`layers`]: attention, MLP, norms, rope. Each knows how to load itself; none knows which family it serves.
-//! - [`weights`]: checkpoint files, mapped and never copied; names become layers here.
+//! - [`weights`]: checkpoint files; matrices stay mapped, norms and biases become f32. Names become layers here.
 //! - [`cache`]: keys and values of all requests, by slot.
 //! - [`backend`]: the device, its tensors, and the list of operations that layers call.
 //!
@@ -31,6 +31,7 @@ pub mod layers;
 pub mod model;
 pub mod sampling;
 pub mod server;
+mod small_file;
 pub mod text;
 pub mod weights;
 

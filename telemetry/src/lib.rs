@@ -46,7 +46,11 @@ fn filter(level: &str) -> Result<EnvFilter, String> {
         "trace" | "debug" | "info" | "warn" | "error" | "off" => {
             OURS.map(|name| format!("{name}={word}")).join(",")
         }
-        _ => level.to_owned(),
+        word if !word.contains(['=', ',']) => {
+            return Err(format!("log level `{level}`: neither a level nor a filter such as `router=debug`"));
+        }
+        // The router's name in the filters of those who come from TGI.
+        _ => level.replace("text_generation_router", "router"),
     };
     EnvFilter::try_new(&expression).map_err(|error| format!("log level `{level}`: {error}"))
 }
@@ -66,6 +70,8 @@ mod tests {
     #[test]
     fn anything_else_is_a_filter_expression() {
         assert!(filter("router=debug,h2=warn").unwrap().to_string().contains("h2=warn"));
+        assert!(filter("text_generation_router=debug").unwrap().to_string().contains("router=debug"));
         assert!(filter("router=loud").is_err());
+        assert!(filter("bogus").is_err());
     }
 }

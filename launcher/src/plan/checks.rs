@@ -36,6 +36,16 @@ pub enum PlanError {
         /// Its value.
         large_value: u32,
     },
+    /// A quantity beyond all sense, which would only make trouble later.
+    #[error("{flag} {value} is more than this version takes, {max}")]
+    TooMany {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        value: u64,
+        /// The largest possible.
+        max: u64,
+    },
     /// A quantity that cannot be nothing.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
@@ -79,6 +89,7 @@ pub(super) fn check(args: &Args) -> Result<(), PlanError> {
         return Err(PlanError::NgrokIncomplete);
     }
     check_zeros(args)?;
+    check_sizes(args)?;
     check_order(args)?;
     unserved::refuse(args)
 }
@@ -103,6 +114,33 @@ fn check_zeros(args: &Args) -> Result<(), PlanError> {
         Some(flag) => Err(PlanError::Zero(flag)),
         None => Ok(()),
     }
+}
+
+/// Most threads of one kind.
+const THREADS_MAX: u64 = 1024;
+
+/// Most prompt tokens of one pass: beyond any model's context, and the warm-up makes prompts of this size.
+const PREFILL_TOKENS_MAX: u64 = 1 << 20;
+
+/// What the router counts in 32 bits.
+const COUNT_MAX: u64 = u32::MAX as u64;
+
+fn check_sizes(args: &Args) -> Result<(), PlanError> {
+    let quantities = [
+        ("--cpu-threads", args.cpu_threads.map(|count| count as u64), THREADS_MAX),
+        ("--validation-workers", Some(args.validation_workers as u64), THREADS_MAX),
+        ("--max-batch-prefill-tokens", args.max_batch_prefill_tokens.map(u64::from), PREFILL_TOKENS_MAX),
+        ("--max-best-of", Some(args.max_best_of as u64), COUNT_MAX),
+        ("--max-stop-sequences", Some(args.max_stop_sequences as u64), COUNT_MAX),
+        ("--max-client-batch-size", Some(args.max_client_batch_size as u64), COUNT_MAX),
+        ("--max-waiting-tokens", Some(args.max_waiting_tokens as u64), COUNT_MAX),
+    ];
+    for (flag, value, max) in quantities {
+        if let Some(value) = value.filter(|value| *value > max) {
+            return Err(PlanError::TooMany { flag, value, max });
+        }
+    }
+    Ok(())
 }
 
 fn check_order(args: &Args) -> Result<(), PlanError> {

@@ -78,7 +78,10 @@ impl Limits {
             max_batch_prefill_tokens: max_batch_prefill_tokens(input),
             max_batch_total_tokens: Derived::new(
                 TokenLimit::new(batch_total, None),
-                batch_total.map_or("the cache blocks that fit into memory", |_| "--max-batch-total-tokens"),
+                batch_total.map_or(
+                    "the blocks that fit into --cuda-memory-fraction of the free memory, at most 4 GiB",
+                    |_| "--max-batch-total-tokens",
+                ),
             ),
         }
     }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::values::Derived;
 use super::{ChildCommand, LaunchPlan};
+use crate::tether;
 
 /// One derived value.
 struct Row {
@@ -109,12 +110,14 @@ impl Display for LaunchPlan {
     }
 }
 
-/// The command as one would type it.
+/// The command as one would type it, which is without the tie to this launcher.
 fn shell_line(command: &ChildCommand) -> String {
     let variables =
         command.variables.iter().map(|(name, value)| format!("{name}={}", quoted(&value.to_string())));
-    let words =
-        [command.program.as_os_str()].into_iter().chain(command.arguments.iter().map(|word| word.as_ref()));
+    let tie = command.arguments.iter().take_while(|word| *word == tether::CHILD_OF).count() * 2;
+    let words = [command.program.as_os_str()]
+        .into_iter()
+        .chain(command.arguments.iter().skip(tie).map(|word| word.as_ref()));
     let words = words.map(|word| quoted(&word.to_string_lossy()));
     variables.chain(words).collect::<Vec<_>>().join(" ")
 }

@@ -79,7 +79,6 @@ fn without_effect(input: PlanInput<'_>) -> Vec<String> {
         ("--trust-remote-code", args.trust_remote_code, "no code from a model's repository is ever run"),
         ("--speculate", args.speculate.is_some_and(|count| count > 0), "this version does not speculate"),
         ("--huggingface-hub-cache", args.huggingface_hub_cache.is_some(), "nothing is loaded from the Hub"),
-        ("--cuda-memory-fraction", args.cuda_memory_fraction.is_some(), cpu_only),
         ("--cuda-graphs", args.cuda_graphs.is_some(), cpu_only),
         ("--disable-custom-kernels", args.disable_custom_kernels, "there are no such kernels"),
         (
@@ -156,7 +155,6 @@ mod tests {
             "--trust-remote-code",
             "--speculate=2",
             "--huggingface-hub-cache=/data",
-            "--cuda-memory-fraction=0.9",
             "--cuda-graphs=0",
             "--disable-custom-kernels",
             "--enable-prefill-logprobs",

@@ -68,11 +68,11 @@ impl Batch {
         Ok(())
     }
 
-    /// Decides what unfinished prompts compute in the next step: `prefill_max` tokens less one for each other running
-    /// request are spent from the last request to the first, and each unfinished prompt gets at least one.
+    /// Decides what unfinished prompts compute in the next step: `prefill_max` tokens less one for each other request,
+    /// those that have just stopped included, are spent from the last request to the first, and each unfinished prompt
+    /// gets at least one. Routers keep this account too, to the token.
     pub fn plan_chunks(&mut self, prefill_max: TokenCount) {
-        let running = self.rows.iter().filter(|row| !row.is_stopped()).count();
-        let mut budget = (prefill_max.0 as usize).saturating_sub(running.saturating_sub(1));
+        let mut budget = (prefill_max.0 as usize).saturating_sub(self.rows.len().saturating_sub(1));
         for row in self.rows.iter_mut().rev().filter(|row| !row.is_stopped() && row.prompt_remaining() > 0) {
             let chunk = row.prompt_remaining().min(budget).max(1);
             row.set_next(chunk);

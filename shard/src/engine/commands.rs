@@ -38,6 +38,8 @@ pub(super) struct Core {
     cache: Option<PagedKv>,
     /// Most tokens of a prefill, as the warm-up said.
     prefill_max: TokenCount,
+    /// How long the largest prefill will take, going by the warm-up's small one.
+    step_expected: Duration,
     batches: HashMap<BatchId, Batch>,
     stepper: Stepper,
 }
@@ -48,6 +50,7 @@ impl Core {
             parts,
             cache: None,
             prefill_max: TokenCount(0),
+            step_expected: Duration::ZERO,
             batches: HashMap::new(),
             stepper: Stepper::default(),
         }
@@ -141,6 +144,11 @@ impl Core {
         Ok(capacity)
     }
 
+    /// How long the largest prefill may well take.
+    pub(super) fn step_expected(&self) -> Duration {
+        self.step_expected
+    }
+
     /// Takes the memory of the largest step, and runs a small one on a cache of just its size.
     fn rehearse(&mut self, warmup: &Warmup) -> Result<(), EngineError> {
         let Parts { model, device, tokenizer, .. } = &mut self.parts;
@@ -148,19 +156,21 @@ impl Core {
         let admission =
             Admission { tokenizer, shape: &shape, slots: u32::MAX as usize, block_size: BLOCK_SIZE };
         let (batch, size) = warmup::rehearsal(&warmup.batch, &admission)?;
-        let tokens = size.tokens as u64;
         let mut batch = admission.batch(batch)?;
         let logits = size.requests + size.tokens.min(self.stepper.prompt_logits_max(shape.vocabulary));
         model
             .reserve(size.tokens, logits)
-            .map_err(|source| WarmupError::Step { tokens, source: Box::new(source.into()) })?;
+            .map_err(|source| WarmupError::Prefill { tokens: size.tokens, source })?;
         let blocks = batch.summary(BLOCK_SIZE).tokens_max.blocks(BLOCK_SIZE);
-        let mut cache = PagedKv::new(device, KvShape::from(&shape), blocks, BLOCK_SIZE)
-            .map_err(|source| WarmupError::Prefill { tokens, source })?;
+        let mut cache =
+            PagedKv::new(device, KvShape::from(&shape), blocks, BLOCK_SIZE).map_err(WarmupError::Cache)?;
         let mut machine = Machine { model: model.as_mut(), cache: &mut cache, tokenizer };
-        self.stepper
-            .step(&mut machine, &mut batch)
-            .map_err(|source| WarmupError::Step { tokens, source: Box::new(source) })?;
+        let begin = Instant::now();
+        let tokens: usize = batch.rows().iter().map(|row| row.ids().len()).sum();
+        self.stepper.step(&mut machine, &mut batch).map_err(|source| WarmupError::Step(Box::new(source)))?;
+        let largest = size.tokens.max(warmup.prefill_max.0 as usize);
+        self.step_expected =
+            begin.elapsed() * u32::try_from(largest.div_ceil(tokens.max(1))).unwrap_or(u32::MAX);
         Ok(())
     }
 

@@ -177,26 +177,19 @@ pub enum RequestError {
 /// Why a shard cannot be warmed up. The remedies are named by the flag that brings them.
 #[derive(Debug, thiserror::Error)]
 pub enum WarmupError {
-    /// The prefill itself does not fit.
+    /// The buffers of the largest prefill cannot be had.
     #[error(
         "not enough memory for a prefill of {tokens} tokens; decrease --max-batch-prefill-tokens ({source})"
     )]
     Prefill {
-        /// Tokens of the warm-up batch.
-        tokens: u64,
-        /// What the cache says.
-        source: CacheError,
+        /// Tokens of the largest prefill.
+        tokens: usize,
+        /// What the model says.
+        source: OpError,
     },
-    /// The warm-up's step failed.
-    #[error(
-        "the warm-up step over {tokens} tokens failed: {source}; if memory is short, decrease --max-batch-prefill-tokens"
-    )]
-    Step {
-        /// Tokens of the warm-up batch.
-        tokens: u64,
-        /// Why.
-        source: Box<EngineError>,
-    },
+    /// The warm-up's own step failed.
+    #[error("the warm-up step failed: {0}")]
+    Step(Box<EngineError>),
     /// The memory of this machine cannot be read.
     #[error("the memory of this machine cannot be read: {0}")]
     Probe(String),
@@ -232,6 +225,9 @@ pub enum Unhealthy {
     /// The engine thread has ended.
     #[error("the engine has stopped")]
     Stopped,
+    /// There is no cache: no warm-up has succeeded.
+    #[error("the engine is not warmed up")]
+    Cold,
     /// A step does not come back.
     #[error("the current step has been running for {seconds} s")]
     Stuck {

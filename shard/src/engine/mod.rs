@@ -92,7 +92,7 @@ impl Engine {
         self.ask(|reply| Command::Clear { batch, reply }).await
     }
 
-    /// Runs the largest prefill once and makes the cache. All batches are forgotten.
+    /// Takes the memory of the largest prefill, runs a small one, and makes the cache. All batches are forgotten.
     pub async fn warm_up(&self, warmup: Warmup) -> Result<Capacity, EngineError> {
         self.ask(|reply| Command::WarmUp { warmup, reply }).await
     }
@@ -128,9 +128,13 @@ fn run(mut core: Core, mut mail: mpsc::Receiver<Command>, pulse: &Arc<Pulse>) {
             }),
             // Not a beat: how long it may take is what it finds out.
             Command::WarmUp { warmup, reply } => {
-                let begin = std::time::Instant::now();
-                answer(reply, || core.warm_up(warmup));
-                pulse.observe(begin.elapsed());
+                pulse.set_warm(false);
+                answer(reply, || {
+                    let capacity = core.warm_up(warmup)?;
+                    pulse.observe(core.step_expected());
+                    pulse.set_warm(true);
+                    Ok(capacity)
+                });
             }
         }
     }

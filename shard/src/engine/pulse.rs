@@ -9,7 +9,7 @@ use super::error::Unhealthy;
 /// A step may always take this long.
 const PATIENCE_MIN: Duration = Duration::from_secs(60);
 
-/// And this many times as long as the longest step so far, which is the warm-up's as a rule: it is the largest there is.
+/// And this many times as long as the longest step so far, or as the largest step is expected to take after the warm-up.
 const PATIENCE_FACTOR: u64 = 8;
 
 /// `started` while no step is running.
@@ -20,6 +20,8 @@ const IDLE: u64 = 0;
 pub struct Pulse {
     origin: Instant,
     alive: AtomicBool,
+    /// Whether there is a cache to step on.
+    warm: AtomicBool,
     /// Milliseconds since the origin plus one, or [`IDLE`].
     started: AtomicU64,
     longest_ms: AtomicU64,
@@ -38,12 +40,13 @@ impl Pulse {
         Arc::new(Self {
             origin: Instant::now(),
             alive: AtomicBool::new(true),
+            warm: AtomicBool::new(false),
             started: AtomicU64::new(IDLE),
             longest_ms: AtomicU64::new(0),
         })
     }
 
-    /// Healthy while the thread lives and is idle, or in a step that is not suspiciously old.
+    /// Healthy while the thread lives, is warm, and is idle or in a step that is not suspiciously old.
     pub fn check(&self) -> Result<(), Unhealthy> {
         self.check_at(self.now_ms())
     }
@@ -51,6 +54,9 @@ impl Pulse {
     fn check_at(&self, now_ms: u64) -> Result<(), Unhealthy> {
         if !self.alive.load(Ordering::Acquire) {
             return Err(Unhealthy::Stopped);
+        }
+        if !self.warm.load(Ordering::Acquire) {
+            return Err(Unhealthy::Cold);
         }
         let started = self.started.load(Ordering::Acquire);
         if started == IDLE {
@@ -69,6 +75,11 @@ impl Pulse {
     pub(super) fn beat(&self) -> Beat<'_> {
         self.started.store(self.now_ms() + 1, Ordering::Release);
         Beat(self)
+    }
+
+    /// Whether steps can be made at all.
+    pub(super) fn set_warm(&self, warm: bool) {
+        self.warm.store(warm, Ordering::Release);
     }
 
     /// A step of this length is normal.
@@ -98,9 +109,23 @@ impl Drop for Beat<'_> {
 mod tests {
     use super::*;
 
+    fn warm() -> Arc<Pulse> {
+        let pulse = Pulse::new();
+        pulse.set_warm(true);
+        pulse
+    }
+
+    #[test]
+    fn an_engine_without_a_cache_is_not_healthy() {
+        let pulse = Pulse::new();
+        assert_eq!(pulse.check(), Err(Unhealthy::Cold));
+        pulse.set_warm(true);
+        assert_eq!(pulse.check(), Ok(()));
+    }
+
     #[test]
     fn an_idle_engine_is_healthy_for_ever() {
-        let pulse = Pulse::new();
+        let pulse = warm();
         assert_eq!(pulse.check_at(u64::MAX), Ok(()));
         drop(pulse.beat());
         assert_eq!(pulse.check_at(u64::MAX), Ok(()));
@@ -108,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_step_that_does_not_come_back_is_not_healthy() {
-        let pulse = Pulse::new();
+        let pulse = warm();
         let _beat = pulse.beat();
         assert_eq!(pulse.check(), Ok(()));
         assert_eq!(pulse.check_at(61_000), Err(Unhealthy::Stuck { seconds: 61 }));
@@ -116,7 +141,7 @@ mod tests {
 
     #[test]
     fn slow_steps_are_normal_where_they_were_seen() {
-        let pulse = Pulse::new();
+        let pulse = warm();
         pulse.observe(Duration::from_secs(30));
         let _beat = pulse.beat();
         assert_eq!(pulse.check_at(200_000), Ok(()));
@@ -125,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_dead_engine_is_not_healthy() {
-        let pulse = Pulse::new();
+        let pulse = warm();
         drop(pulse.life());
         assert_eq!(pulse.check(), Err(Unhealthy::Stopped));
     }

@@ -137,7 +137,6 @@ impl Admission<'_> {
 
     fn row(&self, request: NewRequest, next_block: &mut BlockId) -> Result<Row, RequestError> {
         let ids = self.prompt_ids(request.prompt)?;
-        self.known(request.sampling.logit_bias.iter().map(|(id, _)| id.0))?;
         let new = request.stopping.tokens_max;
         if new.0 == 0 {
             return Err(RequestError::NoNewTokens);

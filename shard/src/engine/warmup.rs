@@ -50,7 +50,9 @@ impl MemoryShare {
     pub(super) fn budget(self) -> Result<u64, WarmupError> {
         let mut system = System::new().map_err(|error| WarmupError::Probe(error.to_string()))?;
         system.refresh_memory();
-        let container = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+        // What a container has read from files counts as its memory, but is given up when it is needed.
+        let container =
+            system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
         Ok(self.of(system.available_memory().min(container)))
     }
 
@@ -123,7 +125,7 @@ pub(super) fn plan(
     if served < least {
         return Err(WarmupError::Capacity { budget, supported: served, total: least });
     }
-    let input_max = limits.input.unwrap_or(TokenCount(total_max.0 - 1));
+    let input_max = limits.input.unwrap_or(TokenCount(total_max.0.saturating_sub(1)));
     Ok((blocks, Capacity { supported: blocks.tokens(block_size), input_max, total_max }))
 }
 

@@ -1,11 +1,12 @@
 //! `config.json` as typed fields. An error names the file, the field, what it holds and what was expected.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use thiserror::Error;
+
+use crate::small_file;
 
 const NAME: &str = "config.json";
 
@@ -88,7 +89,7 @@ impl ConfigFile {
     /// Reads `config.json` in `directory`.
     pub fn read(directory: &Path) -> Result<Self, ConfigError> {
         let path = directory.join(NAME);
-        match read_bounded(&path) {
+        match small_file::read(&path, BYTES_MAX) {
             Err(source) => Err(ConfigError::Read { file: path, source }),
             Ok(bytes) => match serde_json::from_slice(&bytes) {
                 Err(source) => Err(ConfigError::Json { file: path, source }),
@@ -100,18 +101,6 @@ impl ConfigFile {
     /// The outermost object.
     pub fn fields(&self) -> Fields<'_> {
         Fields { file: &self.path, prefix: String::new(), object: &self.object }
-    }
-}
-
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    if !path.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)?.take(BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > BYTES_MAX {
-        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {BYTES_MAX} bytes"))),
-        false => Ok(bytes),
     }
 }
 

@@ -89,7 +89,6 @@ impl Decoder {
         let layers = model.at("layers");
         Ok(Self {
             shape: shape(&spec, &embedding),
-            rope: Rope::new(&device, spec.rope)?,
             layers: (0..spec.layers)
                 .map(|index| Layer::load(&layers.at(index), &device, &spec))
                 .collect::<Result<_, _>>()?,
@@ -102,6 +101,8 @@ impl Decoder {
                 }
             },
             workspace: Workspace::new(&device, &spec)?,
+            // Behind the layers, whose weights prove the sizes that the configuration claims.
+            rope: Rope::new(&device, spec.rope)?,
             embedding,
             device,
         })

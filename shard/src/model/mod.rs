@@ -65,8 +65,8 @@ pub trait Model: Send {
     /// Sizes the engine plans with.
     fn shape(&self) -> &ModelShape;
 
-    /// Makes the buffers of a pass over `tokens` tokens of which `logits` are wanted, so that no pass up to this size
-    /// takes memory. Errors when that much cannot be had.
+    /// Makes the buffers of a pass over `tokens` tokens of which `logits` are wanted, so that later passes up to this size
+    /// find their activations allocated. Errors when that much cannot be had.
     fn reserve(&mut self, tokens: usize, logits: usize) -> Result<(), OpError>;
 
     /// One pass over a flattened batch; keys and values go into `cache`. Returns logits of the `R` positions that

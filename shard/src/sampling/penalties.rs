@@ -83,16 +83,17 @@ impl Penalties {
     /// Repetition, then frequency, then presence and count, on the dense `row`.
     pub fn apply(&self, row: &mut [Candidate], history: &History) {
         for (id, occurrences) in &history.tokens {
-            let Some(entry) = row.get_mut(*id as usize) else { continue };
+            let Some(entry) = row.get_mut(*id as usize).filter(|entry| is_possible(entry)) else { continue };
             let mut logit = entry.logit;
             if self.repetition != 1.0 {
-                logit = if logit < 0.0 { logit * self.repetition } else { logit / self.repetition };
+                logit = finite(if logit < 0.0 { logit * self.repetition } else { logit / self.repetition });
             }
-            logit -= self.frequency * (occurrences.history as f32 / history.length as f32);
+            logit = finite(logit - self.frequency * (occurrences.history as f32 / history.length as f32));
             if occurrences.generated > 0 {
-                logit -= self.presence + self.count * occurrences.generated as f32;
+                let penalty = finite(self.presence + finite(self.count * occurrences.generated as f32));
+                logit = finite(logit - penalty);
             }
-            entry.logit = finite(logit);
+            entry.logit = logit;
         }
     }
 }
@@ -113,16 +114,20 @@ impl Watermark {
 /// Adds each bias to its token's logit in the dense `row`.
 pub fn apply_bias(row: &mut [Candidate], biases: &[(TokenId, f32)]) {
     for (id, bias) in biases {
-        if let Some(entry) = row.get_mut(id.index()) {
+        if let Some(entry) = row.get_mut(id.index()).filter(|entry| is_possible(entry)) {
             entry.logit = finite(entry.logit + bias);
         }
     }
 }
 
-/// Extreme strengths overflow; the largest number that is one keeps the distribution defined. A logit that the model
-/// itself ruled out stays at minus infinity.
+/// What the model itself ruled out stays ruled out.
+fn is_possible(entry: &Candidate) -> bool {
+    entry.logit != f32::NEG_INFINITY
+}
+
+/// Extreme strengths overflow; the largest numbers that there are keep the distribution defined.
 fn finite(logit: f32) -> f32 {
-    if logit == f32::INFINITY { f32::MAX } else { logit }
+    logit.clamp(f32::MIN, f32::MAX)
 }
 
 #[cfg(test)]
@@ -186,5 +191,20 @@ mod tests {
         let mut row = dense(&[1.0, 2.0]);
         apply_bias(&mut row, &[(TokenId(1), -100.0), (TokenId(7), 1.0)]);
         assert_eq!(logits(&row), [1.0, -98.0]);
+    }
+
+    #[test]
+    fn extreme_strengths_neither_rule_tokens_out_nor_make_them_no_numbers() {
+        let mut history = History::of_prompt(&[0, 1]);
+        (0..2).for_each(|id| history.push(TokenId(id)));
+        for strength in [f32::MAX, f32::MIN_POSITIVE / 4.0] {
+            let mut row = dense(&[5.0, -2.0, f32::NEG_INFINITY]);
+            Penalties { repetition: strength, frequency: f32::MAX, presence: f32::MAX, count: f32::MAX }
+                .apply(&mut row, &history);
+            apply_bias(&mut row, &[(TokenId(0), f32::MAX), (TokenId(2), f32::MAX)]);
+            let logits = logits(&row);
+            assert!(logits[..2].iter().all(|logit| logit.is_finite()), "{logits:?}");
+            assert_eq!(logits[2], f32::NEG_INFINITY);
+        }
     }
 }

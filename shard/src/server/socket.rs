@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -40,7 +41,7 @@ impl Socket {
         let failed = |source| SocketError::Bind { path: path.to_owned(), source };
         match UnixStream::connect(path) {
             Ok(_) => return Err(SocketError::Taken(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && is_socket(path) => {
                 fs::remove_file(path).map_err(failed)?;
             }
             Err(_) => {}
@@ -53,6 +54,11 @@ impl Socket {
     pub fn into_parts(self) -> (UnixListener, SocketFile) {
         (self.listener, self.file)
     }
+}
+
+/// Connecting to an ordinary file is refused as well, and that file is somebody's.
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 impl Drop for SocketFile {
@@ -91,5 +97,14 @@ mod tests {
     async fn a_directory_that_is_not_there_is_named() {
         let error = Socket::bind(Path::new("/nowhere/at/all-0")).unwrap_err();
         assert!(error.to_string().starts_with("/nowhere/at/all-0: "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_ordinary_file_in_the_way_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("shard-0");
+        fs::write(&path, "somebody's").unwrap();
+        assert!(matches!(Socket::bind(&path), Err(SocketError::Bind { .. })));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "somebody's");
     }
 }

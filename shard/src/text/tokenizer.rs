@@ -1,13 +1,17 @@
 //! The model's tokenizer, with what its neighbouring files say about special tokens.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use proto::units::{TokenCount, TokenId};
 use serde_json::Value;
 use tokenizers::AddedToken;
+
+use crate::small_file;
+
+/// Largest file accepted. The tokenizers of the largest vocabularies have some 30 MB.
+const BYTES_MAX: u64 = 1 << 30;
 
 /// Fields of `tokenizer_config.json` that name one special token each.
 const SPECIAL_FIELDS: [&str; 7] =
@@ -60,13 +64,14 @@ impl Tokenizer {
     /// `config.json` say of special tokens, where they exist.
     pub fn load(dir: &Path) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
-        let bytes = fs::read(&path).map_err(|source| TokenizerError::Read { path: path.clone(), source })?;
+        let bytes = small_file::read(&path, BYTES_MAX)
+            .map_err(|source| TokenizerError::Read { path: path.clone(), source })?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| TokenizerError::Parse { path, message: error.to_string() })?;
-        let [tokenizer_config, generation_config, config] =
-            ["tokenizer_config.json", "generation_config.json", "config.json"]
-                .map(|name| read_optional(&dir.join(name)));
-        Ok(Self::assemble(inner, &tokenizer_config?, &[generation_config?, config?]))
+        let tokenizer_config = absent_if_broken(read_optional(&dir.join("tokenizer_config.json")))?;
+        let [generation_config, config] =
+            ["generation_config.json", "config.json"].map(|name| read_optional(&dir.join(name)));
+        Ok(Self::assemble(inner, &tokenizer_config, &[generation_config?, config?]))
     }
 
     /// `id_sources` are configurations whose `eos_token_id` counts.
@@ -151,13 +156,25 @@ impl Tokenizer {
 
 /// An absent file says nothing; a broken one is an error.
 fn read_optional(path: &Path) -> Result<Value, TokenizerError> {
-    let bytes = match fs::read(path) {
+    let bytes = match small_file::read(path, BYTES_MAX) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Value::Null),
         Err(source) => return Err(TokenizerError::Read { path: path.to_owned(), source }),
     };
     serde_json::from_slice(&bytes)
         .map_err(|error| TokenizerError::Parse { path: path.to_owned(), message: error.to_string() })
+}
+
+/// A `tokenizer_config.json` that cannot be parsed counts as absent, as it does for TGI: chats have no template then, but
+/// prompts are served.
+fn absent_if_broken(file: Result<Value, TokenizerError>) -> Result<Value, TokenizerError> {
+    match file {
+        Err(TokenizerError::Parse { path, message }) => {
+            tracing::warn!("{} is ignored: {message}", path.display());
+            Ok(Value::Null)
+        }
+        other => other,
+    }
 }
 
 /// Tokens that only `tokenizer_config.json` calls special become special, as they do in the reference library.
@@ -298,7 +315,7 @@ pub(crate) mod tests {
     fn a_broken_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
         assert!(Tokenizer::load(dir.path()).unwrap_err().to_string().contains("tokenizer.json"));
-        fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+        std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
         assert!(Tokenizer::load(dir.path()).unwrap_err().to_string().contains("tokenizer.json"));
     }
 }

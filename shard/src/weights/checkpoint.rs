@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use serde::Deserialize;
 
 use super::safetensors::{SafetensorsFile, shown};
 use super::{MappedFile, WeightError};
+use crate::small_file;
 
 /// The whole checkpoint in one file.
 const SINGLE_FILE: &str = "model.safetensors";
@@ -144,7 +144,7 @@ impl Index {
         struct Contents {
             weight_map: BTreeMap<String, String>,
         }
-        match read_bounded(&path) {
+        match small_file::read(&path, INDEX_BYTES_MAX) {
             Err(source) => Err(WeightError::Read { file: path, source }),
             Ok(bytes) => match serde_json::from_slice::<Contents>(&bytes) {
                 Err(source) => Err(WeightError::Json { file: path, source }),
@@ -183,16 +183,6 @@ impl Index {
         }
         Ok(())
     }
-}
-
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(INDEX_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > INDEX_BYTES_MAX {
-        let reason = format!("more than {INDEX_BYTES_MAX} bytes");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

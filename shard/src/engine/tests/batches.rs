@@ -147,3 +147,12 @@ fn a_seed_gives_the_same_tokens_alone_and_in_company_and_after_joining() {
         assert!(together.filter(|generation| generation.request.0 == id).eq(alone));
     }
 }
+
+#[test]
+fn a_request_that_has_just_stopped_still_counts_in_the_next_chunk() {
+    let shard = Shard::start(16);
+    let mut long = request(2, &"long".repeat(10), 4);
+    long.chunk = Some(TokenCount(10));
+    let report = shard.prefill(0, vec![request(1, "short", 1), long], None).unwrap();
+    assert_eq!(report.batch.unwrap().tokens_next, TokenCount(15));
+}

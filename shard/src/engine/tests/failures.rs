@@ -1,6 +1,6 @@
 //! What goes wrong, and that it costs nobody else.
 
-use proto::units::{BatchId, RequestId, TokenCount, TokenId};
+use proto::units::{BatchId, RequestId, TokenCount};
 
 use super::{NAN, POISON, Shard, at_blocks, expected, ids_of, parts, request, requests, tokens};
 use crate::engine::Engine;
@@ -22,10 +22,6 @@ fn a_request_that_cannot_be_served_is_named_and_costs_nobody_else() {
     };
     check(|bad| bad.prompt = Prompt::Ids(vec![]), "request 8: the prompt has no tokens");
     check(|bad| bad.prompt = Prompt::Ids(vec![1, 300]), "token 300 is outside of the vocabulary of 259");
-    check(
-        |bad| bad.sampling.logit_bias = vec![(TokenId(999), 1.0)],
-        "token 999 is outside of the vocabulary",
-    );
     check(|bad| bad.cached = TokenCount(6), "cache_len 6 must be below the prompt's 6 tokens");
     check(|bad| bad.chunk = Some(TokenCount(7)), "chunk_len 7 must be between 1 and the 6 prompt tokens");
     check(|bad| bad.chunk = Some(TokenCount(0)), "chunk_len 0");
