@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub(crate) enum AppError {
     Signals(io::Error),
     #[error("the listener has failed: {0}")]
     Serve(io::Error),
+    #[error("the batcher has ended unexpectedly")]
+    BatcherEnded,
 }
 
 /// Serves until a signal stops it.
@@ -70,10 +73,11 @@ async fn build(config: &Config) -> Result<App, AppError> {
     let mut shards = shards::connect(&config.socket, CONNECT_TIME_MAX).await?;
     tracing::info!("Warming up model");
     let warm = shards.warmup(config.limits.warmup()).await.map_err(AppError::Warmup)?;
-    let limits = Limits::settle(&config.limits, shards.info(), &warm)?;
-    tracing::info!("Setting max batch total tokens to {}", limits.batching.capacity.usable());
     let tokenizer = config.model.directory.join("tokenizer.json");
     let tokenizer = Tokenizer::load(&tokenizer, config.validation_workers)?;
+    let vocabulary = vocabulary(&config.model.directory).unwrap_or(tokenizer.vocabulary());
+    let limits = Limits::settle(&config.limits, shards.info(), &warm, vocabulary)?;
+    tracing::info!("Setting max batch total tokens to {}", limits.batching.capacity.usable());
     let metrics = Metrics::new(limits.buckets());
     let health = shards.health();
     let batcher = Batcher::start(shards, limits.batching.clone(), metrics.clone());
@@ -92,6 +96,14 @@ async fn build(config: &Config) -> Result<App, AppError> {
         compute_type: config.http.compute_type.clone(),
         body_bytes_max: config.http.body_bytes_max,
     })
+}
+
+/// The number of tokens that the model has embeddings for, as its `config.json` tells. The shards have read the same file,
+/// so that one which cannot be read is none that they serve.
+fn vocabulary(model: &Path) -> Option<u32> {
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(model.join("config.json")).ok()?).ok()?;
+    u32::try_from(config.get("vocab_size")?.as_u64()?).ok()
 }
 
 fn template(model: &ModelConfig) -> ChatTemplate {
@@ -145,6 +157,8 @@ async fn serve(app: Arc<App>, config: &HttpConfig, stopping: CancellationToken) 
     tokio::select! {
         served = server.into_future() => served.map_err(AppError::Serve),
         () = out_of_patience => Ok(()),
+        // Nothing can be served any more: whoever started this process should see it end.
+        () = app.infer.ended() => Err(AppError::BatcherEnded),
     }
 }
 
@@ -201,5 +215,20 @@ fn raise_descriptor_limit() {
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(error) = raised {
         tracing::warn!("cannot raise the limit on open files: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_vocabulary_is_the_models_if_its_files_tell() {
+        let model = tempfile::tempdir().unwrap();
+        assert_eq!(vocabulary(model.path()), None);
+        for (config, expected) in [(r#"{"vocab_size": 32000}"#, Some(32000)), ("{}", None), ("{", None)] {
+            std::fs::write(model.path().join("config.json"), config).unwrap();
+            assert_eq!(vocabulary(model.path()), expected, "{config}");
+        }
     }
 }

@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// Prompt tokens in one pass
     #[arg(long, env, default_value_t = 4096)]
     max_batch_prefill_tokens: u32,
-    /// Tokens in the cache [default: as many as fit]
+    /// Tokens of the cache that requests can use [default: as many as fit]
     #[arg(long, env)]
     max_batch_total_tokens: Option<u32>,
     /// Steps after which running rows wait for any prefill; for shards without chunked prefill
@@ -81,7 +81,7 @@ pub(crate) struct Args {
     /// Key that clients must show
     #[arg(long, env, hide_env_values = true)]
     api_key: Option<Secret>,
-    /// Origin of web pages that may call; repeatable [default: any]
+    /// Origin of web pages that may call; `*` is any; repeatable [default: any]
     #[arg(long, env)]
     cors_allow_origin: Vec<String>,
     /// Seconds that requests in flight get when the server is stopped

@@ -3,8 +3,11 @@
 //! A request holds a permit per sequence from before its validation until its stream ends or is dropped; with none left
 //! the answer is "overloaded", at once. Dropping a stream closes its channel, which is how the batcher learns that the
 //! client has left.
+//!
+//! What becomes of a request is counted here alone, once however many sequences it has: its [`Record`] takes the first
+//! outcome, and one that goes away without any was dropped by its client.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use async_stream::stream;
@@ -48,17 +51,14 @@ pub(crate) enum InferError {
 }
 
 impl InferError {
-    /// What the metrics call it. The batcher counts the failures of steps itself.
-    fn counted_as(&self) -> Option<Failure> {
+    /// What the metrics call it.
+    fn counted_as(&self) -> Failure {
         match self {
-            Self::Validation(_) | Self::GrammarWithTools | Self::UnknownAdapter(_) => {
-                Some(Failure::Validation)
-            }
-            Self::Overloaded => Some(Failure::Overloaded),
-            Self::Template(_) => Some(Failure::Template),
-            Self::Incomplete | Self::ShuttingDown => Some(Failure::Incomplete),
-            Self::Stopped(_) => Some(Failure::Generation),
-            Self::Shard(_) => None,
+            Self::Validation(_) | Self::GrammarWithTools | Self::UnknownAdapter(_) => Failure::Validation,
+            Self::Overloaded => Failure::Overloaded,
+            Self::Template(_) => Failure::Template,
+            Self::Incomplete | Self::ShuttingDown => Failure::Incomplete,
+            Self::Stopped(_) | Self::Shard(_) => Failure::Generation,
         }
     }
 }
@@ -128,28 +128,49 @@ impl Infer {
         self.ending.cancel();
     }
 
-    /// Generates all sequences of a request to their ends. The first failure fails them all.
+    /// Resolves when requests cannot be handed over any more.
+    pub(crate) async fn ended(&self) {
+        self.batcher.ended().await;
+    }
+
+    /// Generates all sequences of a request to their ends. The first failure fails them all. With `best_of`, the best
+    /// sequence comes first.
     pub(crate) async fn generate(&self, request: Request) -> Result<Vec<Generation>, InferError> {
-        let sequences = self.start(request).await?;
-        try_join_all(sequences.into_iter().map(Generating::collect)).await
+        let best_of = request.params.best_of.is_some();
+        let record = self.record(request.id, request.received);
+        let sequences = self.admit(request, &record).await?;
+        let mut generations = try_join_all(sequences.into_iter().map(Generating::collect)).await?;
+        if best_of {
+            best_first(&mut generations);
+        }
+        record.generated(&generations, best_of);
+        Ok(generations)
     }
 
     /// Admits a request and hands its sequences to the batcher.
     pub(crate) async fn start(&self, request: Request) -> Result<Vec<Generating>, InferError> {
-        self.metrics.request_received();
-        let id = request.id;
-        self.admit(request).await.inspect_err(|error| refused(&self.metrics, id, error))
+        let record = self.record(request.id, request.received);
+        self.admit(request, &record).await
     }
 
     /// Counts and logs a request that failed before it could be handed over.
     pub(crate) fn refuse(&self, id: Uuid, error: InferError) -> InferError {
-        self.metrics.request_received();
-        refused(&self.metrics, id, &error);
+        self.record(id, Instant::now()).failed(&error);
         error
     }
 
-    async fn admit(&self, request: Request) -> Result<Vec<Generating>, InferError> {
-        let Request { id, received, inputs, params, streamed } = request;
+    /// Begins to follow a request.
+    fn record(&self, id: Uuid, received: Instant) -> Arc<Record> {
+        self.metrics.request_received();
+        Arc::new(Record { id, received, metrics: self.metrics.clone(), progress: Mutex::default() })
+    }
+
+    async fn admit(&self, request: Request, record: &Arc<Record>) -> Result<Vec<Generating>, InferError> {
+        self.try_admit(request, record).await.inspect_err(|error| record.failed(error))
+    }
+
+    async fn try_admit(&self, request: Request, record: &Arc<Record>) -> Result<Vec<Generating>, InferError> {
+        let Request { inputs, params, streamed, .. } = request;
         self.validator.check_sequences(&params, streamed)?;
         if let Some(adapter) = params.adapter {
             return Err(InferError::UnknownAdapter(adapter));
@@ -160,13 +181,7 @@ impl Infer {
 
         let valid = self.validator.validate(inputs, params).await?;
         self.metrics.request_validated(valid.prompt.length(), valid.stopping.max_new_tokens);
-        let record = Arc::new(Record {
-            id,
-            received,
-            prompt_tokens: valid.prompt.length(),
-            metrics: self.metrics.clone(),
-            progress: Mutex::new(Progress { running: count, tokens: TokenCount(0), first_token: None }),
-        });
+        record.admitted(count, valid.prompt.length());
         let mut sequences = Vec::with_capacity(count as usize);
         for number in 0..count {
             let permit = permits.split(1).expect("one permit per sequence was taken");
@@ -186,11 +201,13 @@ fn sequence(request: &ValidRequest, number: u32) -> ValidRequest {
     request
 }
 
-fn refused(metrics: &Metrics, id: Uuid, error: &InferError) {
-    if let Some(failure) = error.counted_as() {
-        metrics.request_failed(failure);
+/// Moves the sequence of the highest mean log-probability, the first of equals, in front of the others.
+fn best_first(generations: &mut [Generation]) {
+    let means = generations.iter().map(Generation::mean_logprob).enumerate();
+    let best = means.reduce(|best, other| if other.1 > best.1 { other } else { best });
+    if let Some((best, _)) = best {
+        generations[..=best].rotate_right(1);
     }
-    tracing::error!(request_id = %id.simple(), "{error}");
 }
 
 /// A sequence on its way. To be read to its end, or dropped.
@@ -206,11 +223,19 @@ pub(crate) struct Generating {
 impl Generating {
     /// Tokens of the prompt, as they were fed.
     pub(crate) fn prompt_tokens(&self) -> TokenCount {
-        self.record.prompt_tokens
+        self.record.progress().prompt_tokens
     }
 
-    /// The next event; `None` after the last one or an error.
+    /// The next event; `None` after the last one or an error. Whoever reads the last event of a request has had it all.
     pub(crate) async fn next(&mut self) -> Option<Result<Event, InferError>> {
+        let event = self.receive().await?;
+        if let Ok(Event::Last(_, finished)) = &event {
+            self.record.streamed(finished);
+        }
+        Some(event)
+    }
+
+    async fn receive(&mut self) -> Option<Result<Event, InferError>> {
         self.permit.as_ref()?;
         let event = tokio::select! {
             biased;
@@ -223,13 +248,13 @@ impl Generating {
         match &event {
             Ok(Event::Prompt(_)) => {}
             Ok(Event::Token(_)) => self.record.token(),
-            Ok(Event::Last(_, finished)) => {
+            Ok(Event::Last(..)) => {
                 self.permit = None;
-                self.record.finished(finished);
+                self.record.token();
             }
             Err(error) => {
                 self.permit = None;
-                refused(&self.record.metrics, self.record.id, error);
+                self.record.failed(error);
             }
         }
         Some(event)
@@ -245,16 +270,16 @@ impl Generating {
     }
 
     /// Reads to the end.
-    pub(crate) async fn collect(mut self) -> Result<Generation, InferError> {
+    async fn collect(mut self) -> Result<Generation, InferError> {
         let (mut prompt, mut steps) = (Vec::new(), Vec::new());
-        while let Some(event) = self.next().await {
+        while let Some(event) = self.receive().await {
             match event? {
                 Event::Prompt(tokens) => prompt = tokens,
                 Event::Token(step) => steps.push(step),
                 Event::Last(step, finished) => {
                     steps.push(step);
                     let timings = self.record.timings(&finished);
-                    let prompt_tokens = self.record.prompt_tokens;
+                    let prompt_tokens = self.prompt_tokens();
                     return Ok(Generation { prompt, steps, finished, prompt_tokens, timings });
                 }
             }
@@ -263,35 +288,46 @@ impl Generating {
     }
 }
 
-/// What is written down about a request, however many sequences it has: one success, one log line.
+/// What is written down about a request, however many sequences it has: one outcome, one log line.
 #[derive(Debug)]
 struct Record {
     id: Uuid,
     received: Instant,
-    prompt_tokens: TokenCount,
     metrics: Metrics,
     progress: Mutex<Progress>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Progress {
-    /// Sequences that have not ended.
+    prompt_tokens: TokenCount,
+    first_token: Option<Instant>,
+    /// Streams that have not ended.
     running: u32,
     /// Generated by those that have.
     tokens: TokenCount,
-    first_token: Option<Instant>,
+    /// Whether its outcome is counted.
+    settled: bool,
 }
 
 impl Record {
-    fn token(&self) {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        progress.first_token.get_or_insert_with(Instant::now);
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn finished(&self, finished: &Finished) {
-        self.token();
+    fn admitted(&self, sequences: u32, prompt_tokens: TokenCount) {
+        let mut progress = self.progress();
+        progress.running = sequences;
+        progress.prompt_tokens = prompt_tokens;
+    }
+
+    fn token(&self) {
+        self.progress().first_token.get_or_insert_with(Instant::now);
+    }
+
+    /// One of the streams has ended. The last of them gives the times.
+    fn streamed(&self, finished: &Finished) {
         let tokens = {
-            let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut progress = self.progress();
             progress.running -= 1;
             progress.tokens.0 += finished.tokens.0;
             if progress.running > 0 {
@@ -299,11 +335,29 @@ impl Record {
             }
             progress.tokens
         };
-        let timings = self.timings(finished);
-        self.metrics.request_succeeded(&timings, tokens);
+        self.succeeded(finished, &self.timings(finished), tokens);
+    }
+
+    /// All sequences are there. The client has got the first of them if it wanted the best, else all.
+    fn generated(&self, generations: &[Generation], best_of: bool) {
+        let slowest = generations.iter().max_by_key(|generation| generation.timings.total);
+        let slowest = slowest.expect("a request has at least one sequence");
+        let (told, tokens) = match best_of {
+            true => (&generations[0], generations[0].finished.tokens.0),
+            false => (slowest, generations.iter().map(|generation| generation.finished.tokens.0).sum()),
+        };
+        let timings = RequestTimings { total: slowest.timings.total, ..told.timings };
+        self.succeeded(&told.finished, &timings, TokenCount(tokens));
+    }
+
+    fn succeeded(&self, finished: &Finished, timings: &RequestTimings, tokens: TokenCount) {
+        if !self.settle() {
+            return;
+        }
+        self.metrics.request_succeeded(timings, tokens);
         tracing::info!(
             request_id = %self.id.simple(),
-            tokens_prompt = self.prompt_tokens.0,
+            tokens_prompt = self.progress().prompt_tokens.0,
             tokens_generated = tokens.0,
             validation_ms = timings.validation.as_millis() as u64,
             queue_ms = timings.queue.as_millis() as u64,
@@ -315,17 +369,37 @@ impl Record {
         );
     }
 
+    fn failed(&self, error: &InferError) {
+        if self.settle() {
+            self.metrics.request_failed(error.counted_as());
+            tracing::error!(request_id = %self.id.simple(), "{error}");
+        }
+    }
+
+    /// True for the first outcome, which is the one that counts.
+    fn settle(&self) -> bool {
+        !std::mem::replace(&mut self.progress().settled, true)
+    }
+
     /// Durations of a sequence that ends now.
     fn timings(&self, finished: &Finished) -> RequestTimings {
         let now = Instant::now();
-        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let first_token = progress.first_token.unwrap_or(now);
+        let first_token = self.progress().first_token.unwrap_or(now);
         RequestTimings {
             total: now.duration_since(self.received),
             validation: finished.queued.duration_since(self.received),
             queue: finished.started.duration_since(finished.queued),
             inference: now.duration_since(finished.started),
             first_token: first_token.duration_since(self.received),
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if self.settle() {
+            self.metrics.request_failed(Failure::Dropped);
+            tracing::info!(request_id = %self.id.simple(), "Dropped by its client");
         }
     }
 }

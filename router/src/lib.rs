@@ -15,7 +15,8 @@
 //!
 //! What is absent:
 //!
-//! - Nothing behind `request/` checks a request again, and nothing before it knows blocks or batches.
+//! - Nothing behind `request/` holds a request against the user's limits again; the scheduler only refuses what the
+//!   shards could never run. Nothing before `request/` knows blocks or batches.
 //! - The scheduler does no I/O; handlers make no decisions; templates and tokenizers know nothing of HTTP.
 //! - Status codes are in `http/error.rs` alone, and names of metrics in `metrics.rs` alone.
 //! - No client is waited for: a request's channel is as deep as its answer, and a closed one frees its row.

@@ -1,6 +1,6 @@
 //! The limits in force: what the user gave, and what the shards decided in their warm-up. Pure.
 
-use proto::units::TokenCount;
+use proto::units::{BlockCount, TokenCount};
 use thiserror::Error;
 
 use crate::batching::{self, Capacity, PromptPolicy};
@@ -46,7 +46,13 @@ impl LimitsConfig {
 
 impl Limits {
     /// Settles the limits. A limit of the user's that does not hold is an error; one that the shards chose is lowered.
-    pub(crate) fn settle(config: &LimitsConfig, info: &ShardInfo, warm: &Warm) -> Result<Self, LimitsError> {
+    /// `vocabulary` is the number of tokens of the model.
+    pub(crate) fn settle(
+        config: &LimitsConfig,
+        info: &ShardInfo,
+        warm: &Warm,
+        vocabulary: u32,
+    ) -> Result<Self, LimitsError> {
         let capacity = capacity(config, info, warm);
         let longest = capacity.longest();
         if let Some(wanted) = config.total_tokens.filter(|total| *total > longest) {
@@ -69,7 +75,16 @@ impl Limits {
             input = input.min(prefill);
         }
         Ok(Self {
-            request: request_limits(config, info, input, total),
+            request: RequestLimits {
+                best_of_max: config.best_of,
+                choices_max: config.client_batch,
+                stop_sequences_max: config.stop_sequences,
+                top_n_tokens_max: config.top_n_tokens,
+                input_tokens_max: input,
+                total_tokens_max: total,
+                vocabulary,
+                sampling_more: info.extensions.sampling_more,
+            },
             batching: batching_limits(config, info, capacity),
         })
     }
@@ -83,31 +98,18 @@ impl Limits {
     }
 }
 
-/// The cache: as large as the shards can hold, or as the user wants it.
+/// The cache: as large as the shards can hold, or as the user wants it. The user speaks of tokens that requests can use,
+/// the shards of all that they have room for, the reserved block included.
 fn capacity(config: &LimitsConfig, info: &ShardInfo, warm: &Warm) -> Capacity {
-    let tokens = match (warm.capacity, config.batch_total_tokens) {
-        (Some(fits), Some(wanted)) => fits.min(wanted),
-        (Some(tokens), None) | (None, Some(tokens)) => tokens,
-        (None, None) => CAPACITY_DEFAULT.max(warm.max_total_tokens).max(config.batch_prefill_tokens),
+    let fits = warm.capacity.map(|tokens| BlockCount(tokens.0 / info.block_size.get()));
+    let usable = |tokens: TokenCount| BlockCount(tokens.blocks(info.block_size).0.saturating_add(1));
+    let blocks = match (fits, config.batch_total_tokens) {
+        (Some(fits), Some(wanted)) => fits.min(usable(wanted)),
+        (Some(fits), None) => fits,
+        (None, Some(wanted)) => usable(wanted),
+        (None, None) => usable(CAPACITY_DEFAULT.max(warm.max_total_tokens).max(config.batch_prefill_tokens)),
     };
-    Capacity::new(tokens, info)
-}
-
-fn request_limits(
-    config: &LimitsConfig,
-    info: &ShardInfo,
-    input_tokens_max: TokenCount,
-    total_tokens_max: TokenCount,
-) -> RequestLimits {
-    RequestLimits {
-        best_of_max: config.best_of,
-        choices_max: config.client_batch,
-        stop_sequences_max: config.stop_sequences,
-        top_n_tokens_max: config.top_n_tokens,
-        input_tokens_max,
-        total_tokens_max,
-        sampling_more: info.extensions.sampling_more,
-    }
+    Capacity::new(blocks, info)
 }
 
 fn batching_limits(config: &LimitsConfig, info: &ShardInfo, capacity: Capacity) -> batching::Limits {
@@ -172,9 +174,9 @@ mod tests {
         max_total_tokens: TokenCount(200),
     };
 
-    /// Longest prompt, longest request and tokens of the cache.
+    /// Longest prompt, longest request and tokens of the cache, the reserved block included.
     fn settle(config: &LimitsConfig, support_chunking: bool, warm: &Warm) -> Result<[u32; 3], LimitsError> {
-        let limits = Limits::settle(config, &info(support_chunking), warm)?;
+        let limits = Limits::settle(config, &info(support_chunking), warm, 64)?;
         let request = &limits.request;
         Ok([request.input_tokens_max.0, request.total_tokens_max.0, limits.batching.capacity.blocks.0 * 10])
     }
@@ -183,16 +185,26 @@ mod tests {
     fn the_shards_decide_what_is_not_given() {
         assert_eq!(settle(&config(), true, &WARM), Ok([199, 200, 1000]));
         let silent = Warm { capacity: None, ..WARM };
-        assert_eq!(settle(&config(), true, &silent), Ok([199, 200, 16_000]));
+        assert_eq!(settle(&config(), true, &silent), Ok([199, 200, 16_010]));
     }
 
     #[test]
     fn the_cache_is_the_smaller_of_what_fits_and_what_is_wanted() {
         let wanted = |tokens| LimitsConfig { batch_total_tokens: Some(TokenCount(tokens)), ..config() };
-        assert_eq!(settle(&wanted(500), true, &WARM), Ok([199, 200, 500]));
+        // One block is reserved beside what the user wants.
+        assert_eq!(settle(&wanted(500), true, &WARM), Ok([199, 200, 510]));
+        assert_eq!(settle(&wanted(495), true, &WARM), Ok([199, 200, 510]));
         assert_eq!(settle(&wanted(5000), true, &WARM), Ok([199, 200, 1000]));
-        // One block is reserved, and the last token is never stored.
-        assert_eq!(settle(&wanted(100), true, &WARM), Ok([90, 91, 100]));
+        // The last token of a request is never stored.
+        assert_eq!(settle(&wanted(100), true, &WARM), Ok([100, 101, 110]));
+    }
+
+    #[test]
+    fn a_cache_may_be_just_as_large_as_a_request() {
+        let tokens = Some(TokenCount(100));
+        let config = LimitsConfig { total_tokens: tokens, batch_total_tokens: tokens, ..config() };
+        let warm = Warm { max_total_tokens: TokenCount(100), max_input_tokens: TokenCount(99), ..WARM };
+        assert_eq!(settle(&config, true, &warm), Ok([99, 100, 110]));
     }
 
     #[test]

@@ -40,13 +40,13 @@ pub enum Failure {
     Validation,
     /// There was no permit left.
     Overloaded,
-    /// A shard, or the connection to it, failed. Counted by the batcher.
+    /// A shard, or the connection to it, failed.
     Generation,
     /// The stream ended without an end.
     Incomplete,
     /// The chat template failed.
     Template,
-    /// The client left. Counted by the batcher.
+    /// The client left before its end had been handed to it.
     Dropped,
 }
 
@@ -100,7 +100,7 @@ struct Series {
     kv_cache_utilization: Gauge,
 }
 
-/// What requests and their handlers count.
+/// What requests count. Each ends in exactly one success or failure, which its record in `infer.rs` sees to.
 impl Metrics {
     /// All series at 0, in a registry of their own.
     pub fn new(limits: BucketLimits) -> Self {
@@ -118,12 +118,13 @@ impl Metrics {
         self.0.request_max_new_tokens.observe(f64::from(max_new_tokens.0));
     }
 
-    /// A request has failed, and this is the one place that says so.
+    /// A request has failed.
     pub fn request_failed(&self, failure: Failure) {
-        self.requests_failed(failure, 1);
+        self.0.request_failure.with_label_values(&[failure.label()]).inc();
     }
 
-    /// A request has delivered its end.
+    /// A request has delivered its end, with `generated` tokens: those of all its sequences, or of the best if only that
+    /// was wanted.
     pub fn request_succeeded(&self, timings: &RequestTimings, generated: TokenCount) {
         let series = &self.0;
         let inference = timings.inference.as_secs_f64();
@@ -148,11 +149,6 @@ impl Metrics {
 
 /// What the batcher counts.
 impl Metrics {
-    /// Several requests have failed for the same reason.
-    pub(crate) fn requests_failed(&self, failure: Failure, count: u64) {
-        self.0.request_failure.with_label_values(&[failure.label()]).inc_by(count);
-    }
-
     /// A request is on its way into the queue.
     pub(crate) fn queue_entered(&self) {
         self.0.queue_size.inc();

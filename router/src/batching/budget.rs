@@ -51,9 +51,8 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// The cache of shards that hold `tokens` tokens, the reserved block included.
-    pub fn new(tokens: TokenCount, info: &ShardInfo) -> Self {
-        let blocks = BlockCount(tokens.0 / info.block_size.get());
+    /// A cache of `blocks` blocks, the reserved one included.
+    pub fn new(blocks: BlockCount, info: &ShardInfo) -> Self {
         Self { blocks, block_size: info.block_size, speculate: info.speculate }
     }
 

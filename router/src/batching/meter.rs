@@ -1,10 +1,11 @@
-//! The batcher's loop, seen by the metrics: what each turn counts, and when.
+//! The batcher's loop, seen by the metrics: what each turn counts, and when. What becomes of requests is
+//! not counted here but where they were taken, in `infer.rs`.
 
 use std::time::{Duration, Instant};
 
 use super::plan::{StepKind, StepPlan};
-use super::scheduler::{Load, Scheduler};
-use crate::metrics::{Failure, Metrics};
+use super::scheduler::Load;
+use crate::metrics::Metrics;
 use crate::shards::{ShardError, StepOutput, Timings};
 
 /// Follows one turn of the loop after the other.
@@ -58,11 +59,8 @@ impl Meter {
     }
 
     /// Tokens are out, ended rows are retired.
-    pub(super) fn delivered(&mut self, scheduler: &mut Scheduler, inbox: usize) {
-        let endings = scheduler.take_endings();
-        self.metrics.requests_failed(Failure::Dropped, endings.dropped);
-        self.metrics.requests_failed(Failure::Generation, endings.failed);
-        self.metrics.load(&scheduler.load(), inbox);
+    pub(super) fn delivered(&mut self, load: &Load, inbox: usize) {
+        self.metrics.load(load, inbox);
         let Some(Step { kind, sent, answered: Some((answered, timings)) }) = self.step.take() else { return };
         let filter: Duration = timings.drops + answered.elapsed();
         self.metrics.step_done(kind, sent.elapsed(), filter, &timings);

@@ -81,7 +81,8 @@ impl Batcher {
     /// It ends once every handle is dropped and every request has ended. Must be called inside a tokio runtime.
     pub fn start(shards: impl Shards, limits: Limits, metrics: Metrics) -> Self {
         metrics.capacity(limits.capacity.usable());
-        // As deep as the admission limit: whoever holds a permit finds room.
+        // As deep as the admission limit, so that whoever holds a permit finds room, except behind requests whose clients
+        // have left: these stay here until the step under way ends, and the handler waits as long.
         let (inbox, mail) = mpsc::channel(limits.max_concurrent_requests.clamp(1, Semaphore::MAX_PERMITS));
         tokio::spawn(run(mail, shards, Scheduler::new(limits), Meter::new(metrics.clone())));
         Self { inbox, metrics }
@@ -95,6 +96,11 @@ impl Batcher {
             self.metrics.queue_refused();
             Stopped
         })
+    }
+
+    /// Resolves when the task has ended, which it does not while there are handles, unless it has panicked.
+    pub async fn ended(&self) {
+        self.inbox.closed().await;
     }
 
     /// Whether the task still runs.
@@ -119,6 +125,6 @@ async fn run(
             Ok(output) => scheduler.apply(output), // tokens out, blocks of finished requests back
             Err(error) => scheduler.fail(&error),  // every request the step touched is told
         }
-        meter.delivered(&mut scheduler, mail.len());
+        meter.delivered(&scheduler.load(), mail.len());
     }
 }

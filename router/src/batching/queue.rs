@@ -45,12 +45,9 @@ impl Queue {
         self.waiting.pop_front()
     }
 
-    /// Forgets those whose client left, wherever they stand: behind a blocked front they would pile up. Returns how
-    /// many they were.
-    pub(super) fn drop_departed(&mut self) -> usize {
-        let before = self.waiting.len();
+    /// Forgets those whose client left, wherever they stand: behind a blocked front they would pile up.
+    pub(super) fn drop_departed(&mut self) {
         self.waiting.retain(|entry| !entry.events.is_closed());
-        before - self.waiting.len()
     }
 
     pub(super) fn len(&self) -> usize {

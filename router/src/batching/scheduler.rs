@@ -37,7 +37,6 @@ pub struct Scheduler {
     drops: Vec<RequestId>,
     pass: Pass,
     turns: Turns,
-    endings: Endings,
     next_request: RequestId,
     next_batch: BatchId,
 }
@@ -60,15 +59,6 @@ struct Pass {
     computes_from: usize,
     /// The first row that is lost if the step fails; all behind it are.
     loses_from: usize,
-}
-
-/// Requests that ended badly, since they were last asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Endings {
-    /// The client left, in the queue or in a batch.
-    pub dropped: u64,
-    /// The request could never run, or its step failed.
-    pub failed: u64,
 }
 
 /// How busy the scheduler is.
@@ -94,7 +84,6 @@ impl Scheduler {
             drops: Vec::new(),
             pass: Pass::default(),
             turns: Turns::new(limits.prompts),
-            endings: Endings::default(),
             next_request: RequestId(0),
             next_batch: BatchId(0),
             limits,
@@ -119,7 +108,6 @@ impl Scheduler {
     pub fn submit(&mut self, waiting: Waiting) {
         let Waiting { request, events, queued } = waiting;
         if let Err(error) = self.limits.check(&request) {
-            self.endings.failed += 1;
             // A client that left does not hear of it.
             let _ = events.try_send(Err(error));
             return;
@@ -175,17 +163,12 @@ impl Scheduler {
         }
     }
 
-    /// Requests that ended badly since this was last called.
-    pub fn take_endings(&mut self) -> Endings {
-        std::mem::take(&mut self.endings)
-    }
-
     fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.running.is_empty() && self.drops.is_empty()
     }
 
     fn drop_departed(&mut self) {
-        self.endings.dropped += self.queue.drop_departed() as u64;
+        self.queue.drop_departed();
         self.sweep(0, |row| row.events.is_closed().then_some(Ending::Cancelled));
     }
 
@@ -260,14 +243,9 @@ impl Scheduler {
 
     /// The one way out of the batch.
     fn retire(&mut self, row: Row, ending: Ending) {
-        match ending {
-            Ending::Finished => {}
-            Ending::Cancelled => self.endings.dropped += 1,
-            Ending::Failed(error) => {
-                self.endings.failed += 1;
-                // A client that left does not hear of it.
-                let _ = row.events.try_send(Err(error));
-            }
+        if let Ending::Failed(error) = ending {
+            // A client that left does not hear of it.
+            let _ = row.events.try_send(Err(error));
         }
         self.drops.push(row.id);
         self.pool.release(row.lease);

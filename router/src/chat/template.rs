@@ -21,6 +21,10 @@ mod json;
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
+/// Instructions of the template engine for one prompt. A chat of thousands of messages takes a few hundred thousand; a
+/// template whose work grows with the square of what a client sends must not hold a thread for long.
+const FUEL: u64 = 10_000_000;
+
 /// A chat that could not be made into a prompt.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(crate) enum TemplateError {
@@ -30,6 +34,8 @@ pub(crate) enum TemplateError {
     Broken(String),
     #[error("`messages` is empty")]
     NoMessages,
+    #[error("the chat takes the model's template more than {FUEL} instructions")]
+    Exhausted,
     #[error("{0}")]
     Render(String),
 }
@@ -74,8 +80,10 @@ impl ChatTemplate {
     pub(crate) fn render(&self, conversation: &Conversation<'_>) -> Result<String, TemplateError> {
         let compiled = self.0.as_ref().map_err(Clone::clone)?;
         let last = conversation.messages.last().ok_or(TemplateError::NoMessages)?;
-        let mut prompt =
-            compiled.render(conversation).map_err(|error| TemplateError::Render(reason(&error)))?;
+        let mut prompt = compiled.render(conversation).map_err(|error| match exhausted(&error) {
+            true => TemplateError::Exhausted,
+            false => TemplateError::Render(reason(&error)),
+        })?;
         if conversation.continue_final_message
             && let Some(text) = last.text()
         {
@@ -90,10 +98,13 @@ impl Compiled {
         let default = source.default.ok_or(TemplateError::Missing)?;
         let contents = if looks_at_parts(&default) { Contents::Parts } else { Contents::Joined };
         let mut environment = environment();
-        let tool_use = source.tool_use.map(|template| (TOOL_USE, template));
-        for (name, template) in std::iter::once((DEFAULT, default)).chain(tool_use) {
-            let compiled = environment.add_template_owned(name, without_generation_tags(&template));
-            compiled.map_err(|error| TemplateError::Broken(reason(&error)))?;
+        let mut add = |name, template: &str| {
+            let compiled = environment.add_template_owned(name, without_generation_tags(template));
+            compiled.map_err(|error| reason(&error))
+        };
+        add(DEFAULT, &default).map_err(TemplateError::Broken)?;
+        if let Some(Err(error)) = source.tool_use.map(|template| add(TOOL_USE, &template)) {
+            tracing::warn!("the chat template for tools is left out: {error}");
         }
         Ok(Self { environment, special_tokens: source.special_tokens, contents })
     }
@@ -126,6 +137,7 @@ impl Compiled {
 /// Everything templates may use.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
+    environment.set_fuel(Some(FUEL));
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("the delimiters are the default ones"));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -148,18 +160,25 @@ fn environment() -> Environment<'static> {
 #[error("raised by the template")]
 struct Raised;
 
+/// Whether a template took too many instructions, be it in a macro.
+fn exhausted(error: &minijinja::Error) -> bool {
+    causes(error).any(|error| error.kind() == ErrorKind::OutOfFuel)
+}
+
+/// An error and those behind it, as far as they are the template engine's.
+fn causes(error: &minijinja::Error) -> impl Iterator<Item = &minijinja::Error> {
+    let first = Some(error as &(dyn std::error::Error + 'static));
+    std::iter::successors(first, |error| error.source()).filter_map(|error| error.downcast_ref())
+}
+
 /// What the client reads: the template's own words if it raised the error, else what failed and where.
 fn reason(error: &minijinja::Error) -> String {
-    let mut cause = Some(error as &(dyn std::error::Error + 'static));
-    while let Some(error) = cause {
-        if let Some(raised) = error.downcast_ref::<minijinja::Error>()
-            && std::error::Error::source(raised).is_some_and(|source| source.is::<Raised>())
-        {
-            return raised.detail().unwrap_or_default().to_owned();
-        }
-        cause = error.source();
+    let raised = causes(error)
+        .find(|error| std::error::Error::source(error).is_some_and(|source| source.is::<Raised>()));
+    match raised {
+        Some(raised) => raised.detail().unwrap_or_default().to_owned(),
+        None => error.to_string(),
     }
-    error.to_string()
 }
 
 /// Cuts a prompt behind the last occurrence of a text, and the whitespace at its end. Without an occurrence it stays.
@@ -279,6 +298,29 @@ mod tests {
     }
 
     #[test]
+    fn a_template_that_takes_too_long_is_stopped() {
+        let nested = "{% for a in range(5000) %}{% for b in range(5000) %}{% endfor %}{% endfor %}";
+        let hidden = format!("{{% macro f() %}}{nested}{{% endmacro %}}{{{{ f() }}}}");
+        for template in [nested, &hidden] {
+            let error = render(template, json!([{"role": "user", "content": "hi"}]));
+            assert_eq!(error, Err(TemplateError::Exhausted), "{template}");
+        }
+    }
+
+    #[test]
+    fn a_chat_of_thousands_of_messages_is_rendered() {
+        let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../launcher/demo/model"));
+        let template = ChatTemplate::compile(TemplateSource::find(model, None));
+        let message = |index| {
+            let role = if index % 2 == 0 { "user" } else { "assistant" };
+            json!({"role": role, "content": [{"type": "text", "text": "Some words"}]})
+        };
+        let said = messages((0..2000).map(message).collect());
+        let prompt = template.render(&conversation(&said)).unwrap();
+        assert_eq!(prompt.matches("Some words").count(), 2000);
+    }
+
+    #[test]
     fn a_bad_date_format_is_an_error() {
         let error = render("{{ strftime_now('%Y %') }}", json!([{"role": "user", "content": "hi"}]));
         assert!(matches!(error, Err(TemplateError::Render(_))));
@@ -318,6 +360,14 @@ mod tests {
         let two = ChatTemplate::compile(TemplateSource { tool_use: Some("tools".to_owned()), ..one });
         assert_eq!(two.render(&with_tools).unwrap(), "tools");
         assert_eq!(two.render(&conversation(&said)).unwrap(), "no tools");
+    }
+
+    #[test]
+    fn a_broken_template_for_tools_is_left_out() {
+        let source = TemplateSource { tool_use: Some("{% if %}".to_owned()), ..source("plain") };
+        let template = ChatTemplate::compile(source);
+        let said = messages(json!([{"role": "user", "content": "hi"}]));
+        assert_eq!(template.render(&conversation(&said)).unwrap(), "plain");
     }
 
     #[test]

@@ -18,6 +18,8 @@ use super::error::ApiError;
 const DRAIN_BYTES_MAX: usize = 64 << 20;
 /// How long that may take.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
+/// Memory that is set aside for an announced body; beyond it only what arrives takes memory.
+const RESERVED_BYTES_MAX: usize = 64 << 10;
 
 /// A body that is no request.
 #[derive(Debug, Error)]
@@ -67,7 +69,7 @@ async fn read(request: Request, limit: usize) -> Result<Vec<u8>, BodyError> {
         return Err(BodyError::TooLarge { limit });
     }
     let mut pieces = Body::into_data_stream(body);
-    let mut body = Vec::with_capacity(announced.unwrap_or_default().min(limit));
+    let mut body = Vec::with_capacity(announced.unwrap_or_default().min(limit).min(RESERVED_BYTES_MAX));
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(BodyError::Unreadable)?;
         if piece.len() > limit - body.len() {

@@ -59,8 +59,8 @@ async fn whole(
     let characters = inputs.chars().count();
     let prefix = prefix(&inputs, presentation, full_text);
     let request = Request { id: Uuid::new_v4(), received, inputs, params, streamed: false };
-    let generations = app.infer.generate(request).await?;
-    let (best, others) = best(generations);
+    let mut generations = app.infer.generate(request).await?.into_iter();
+    let best = generations.next().expect("a request has at least one sequence");
     let summary = Summary {
         characters,
         prompt_tokens: best.prompt_tokens.0,
@@ -70,21 +70,13 @@ async fn whole(
     let text = |generation: &Generation| format!("{prefix}{}", generation.finished.text);
     let generated_text = text(&best);
     let details = presentation.details.then(|| {
-        let others = others.into_iter().map(|generation| BestOfSequence {
+        let others = generations.map(|generation| BestOfSequence {
             generated_text: text(&generation),
             details: Details::new(generation),
         });
         Details::new(best).beside(others.collect())
     });
     Ok((summary, GenerateResponse { generated_text, details }))
-}
-
-/// The sequence of the highest mean log-probability, the first of equals, and the others.
-fn best(mut generations: Vec<Generation>) -> (Generation, Vec<Generation>) {
-    let means = generations.iter().map(Generation::mean_logprob).enumerate();
-    let winner = means.reduce(|best, other| if other.1 > best.1 { other } else { best });
-    let winner = generations.remove(winner.expect("a request has at least one sequence").0);
-    (winner, generations)
 }
 
 async fn streamed(app: &App, request: GenerateRequest, full_text: bool) -> Result<Response, ApiError> {

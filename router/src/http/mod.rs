@@ -61,7 +61,7 @@ pub(crate) struct App {
 pub(crate) struct Access {
     /// Without a key, everybody.
     pub(crate) api_key: Option<ApiKey>,
-    /// Web pages that may; empty is all.
+    /// Web pages that may; empty, or with `*` among them, is all.
     pub(crate) origins: Vec<HeaderValue>,
 }
 
@@ -103,6 +103,8 @@ fn operators() -> Router<Arc<App>> {
 fn cors(access: &Access) -> CorsLayer {
     let origins = match access.origins.as_slice() {
         [] => AllowOrigin::any(),
+        // A list with the wildcard in it is not a list of origins, and the library panics on it.
+        origins if origins.iter().any(|origin| origin == "*") => AllowOrigin::any(),
         origins => AllowOrigin::list(origins.iter().cloned()),
     };
     CorsLayer::new()

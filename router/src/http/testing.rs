@@ -75,6 +75,7 @@ impl Setup {
             top_n_tokens_max: 5,
             input_tokens_max: TokenCount(6),
             total_tokens_max: TokenCount(10),
+            vocabulary: 10,
             sampling_more: true,
         };
         let validator = Validator::new(tokenizer.clone(), limits);

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::testing::{Answer, BODY_BYTES_MAX, Setup, answer, send, step};
 use super::{Access, ApiKey};
 use crate::batching::{Event, Finished, Waiting};
+use crate::metrics::Metrics;
 use crate::shards::ShardError;
 
 const PARIS: &[&str] = &["Par", "is", "</s>"];
@@ -446,6 +447,75 @@ mod failures {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
     }
+
+    /// Requests by outcome: successes, dropped, failed steps, incomplete ones.
+    fn outcomes(metrics: &Metrics) -> [u32; 4] {
+        let text = metrics.render();
+        let value = |series: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+            line.unwrap_or_else(|| panic!("no series {series}")).parse().unwrap()
+        };
+        let failed = |cause: &str| value(&format!("tgi_request_failure{{err=\"{cause}\"}}"));
+        [value("tgi_request_success"), failed("dropped"), failed("generation"), failed("incomplete")]
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_is_counted_once_even_behind_its_last_event() {
+        let setup = Setup::default();
+        let metrics = setup.metrics.clone();
+        let (client, mut mail) = setup.start();
+        let body = chat(json!({"n": 2, "stream": true}));
+        let (response, waiting) = tokio::join!(client.open("/v1/chat/completions", &body), async {
+            let waiting = [mail.recv().await.unwrap(), mail.recv().await.unwrap()];
+            for waiting in &waiting {
+                answer(waiting, PARIS).await;
+            }
+            waiting
+        });
+        assert_eq!(outcomes(&metrics), [0; 4], "its events are on their way");
+        drop(response);
+        assert_eq!(outcomes(&metrics), [0, 1, 0, 0]);
+        drop(waiting);
+
+        for parameters in [json!({}), json!({"best_of": 2, "do_sample": true})] {
+            let body = generate(parameters);
+            tokio::select! {
+                _ = client.post("/generate", &body) => panic!("nobody answers"),
+                _ = mail.recv() => {}
+            }
+        }
+        assert_eq!(outcomes(&metrics), [0, 3, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_request_fails_once_however_many_sequences_it_has() {
+        let setup = Setup::default();
+        let metrics = setup.metrics.clone();
+        let (client, mut mail) = setup.start();
+        let body = generate(json!({"best_of": 2, "do_sample": true}));
+        let (answer, ()) = tokio::join!(client.post("/generate", &body), async {
+            for waiting in [mail.recv().await.unwrap(), mail.recv().await.unwrap()] {
+                waiting.events.send(Err(ShardError::Empty)).await.unwrap();
+            }
+        });
+        assert_eq!(answer.status.as_u16(), 424);
+        assert_eq!(outcomes(&metrics), [0, 0, 1, 0]);
+    }
+
+    #[tokio::test]
+    async fn of_several_sequences_the_tokens_of_the_best_are_observed() {
+        let setup = Setup::default();
+        let metrics = setup.metrics.clone();
+        let (client, mut mail) = setup.start();
+        let body = generate(json!({"best_of": 2, "do_sample": true}));
+        tokio::join!(client.post("/generate", &body), async {
+            // Of equals the first wins.
+            answer(&mail.recv().await.unwrap(), &PARIS[..1]).await;
+            answer(&mail.recv().await.unwrap(), PARIS).await;
+        });
+        assert_eq!(outcomes(&metrics), [1, 0, 0, 0]);
+        assert!(metrics.render().lines().any(|line| line == "tgi_request_generated_tokens_sum 1"));
+    }
 }
 
 mod layers {
@@ -501,6 +571,15 @@ mod layers {
         assert_eq!((answer.status.as_u16(), answer.text.as_str()), (200, ""));
         assert_eq!(answer.headers["access-control-allow-methods"], "GET,POST");
         assert_eq!(answer.headers["access-control-allow-headers"], "content-type,authorization");
+        assert_eq!(answer.headers["access-control-allow-origin"], "*");
+    }
+
+    #[tokio::test]
+    async fn a_wildcard_among_the_origins_allows_all() {
+        let origins = ["https://a.example", "*"].map(HeaderValue::from_static).to_vec();
+        let access = Access { origins, ..Access::default() };
+        let (client, _mail) = Setup { access, ..Setup::default() }.start();
+        let answer = client.ask("GET", "/info", &[("origin", "https://b.example")], "").await;
         assert_eq!(answer.headers["access-control-allow-origin"], "*");
     }
 

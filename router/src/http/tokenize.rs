@@ -43,7 +43,7 @@ pub(super) async fn chat_tokenize(
     State(app): State<Arc<App>>,
     Json(request): Json<ChatRequest>,
 ) -> Result<axum::Json<ChatTokenizeResponse>, ApiError> {
-    let prompt = chat::prompt(&app, &request)?;
+    let (prompt, _) = chat::prompt(&app, request).await?;
     // The template has written the special tokens already.
     let (templated_text, tokenize_response) = tokens(&app, prompt, false).await?;
     Ok(axum::Json(ChatTokenizeResponse { tokenize_response, templated_text }))

@@ -12,7 +12,7 @@ pub(crate) mod native;
 pub(crate) mod params;
 pub(crate) mod validate;
 
-/// A request that passed validation. Nothing downstream checks again.
+/// A request that passed validation. Downstream, only the scheduler checks whether the shards can run it at all.
 #[derive(Clone, Debug)]
 pub struct ValidRequest {
     /// The prompt.

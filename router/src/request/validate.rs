@@ -19,6 +19,8 @@ pub(crate) struct RequestLimits {
     pub(crate) input_tokens_max: TokenCount,
     /// Prompt and output together; more than `input_tokens_max`.
     pub(crate) total_tokens_max: TokenCount,
+    /// Tokens that the model has embeddings for, from id 0 on. A tokenizer may know more.
+    pub(crate) vocabulary: u32,
     /// Whether the shards understand presence and count penalty, `min_p` and `logit_bias`.
     pub(crate) sampling_more: bool,
 }
@@ -50,8 +52,10 @@ pub(crate) enum ValidationError {
     NoTokens,
     #[error("`inputs` has {given} tokens, but this server allows at most {limit} (`--max-input-tokens`)")]
     PromptTooLong { given: usize, limit: TokenCount },
-    #[error("`logit_bias` names token {id}, but the vocabulary has {vocabulary} tokens")]
-    UnknownToken { id: TokenId, vocabulary: u32 },
+    #[error("`inputs` contains token {id}, but the model's vocabulary has {vocabulary} tokens")]
+    PromptOutsideVocabulary { id: TokenId, vocabulary: u32 },
+    #[error("`logit_bias` names token {id}, but the model's vocabulary has {vocabulary} tokens")]
+    BiasOutsideVocabulary { id: TokenId, vocabulary: u32 },
     #[error("`{0}` is not supported")]
     Unsupported(&'static str),
     #[error("`{0}` is not supported by the model server")]
@@ -87,11 +91,12 @@ impl Validator {
         inputs: String,
         params: Params,
     ) -> Result<ValidRequest, ValidationError> {
-        check(&params, &self.limits, self.tokenizer.vocabulary())?;
+        check(&params, &self.limits)?;
         let truncate = truncation(&inputs, &params, &self.limits)?;
         let Encoded { text, ids } =
             self.tokenizer.encode(inputs, params.add_special_tokens, truncate).await?;
         let room = room(&ids, &self.limits)?;
+        in_vocabulary(&ids, &self.limits)?;
         grammar(&params)?;
         Ok(ValidRequest {
             prompt: Prompt { text, ids, add_special_tokens: params.add_special_tokens },
@@ -109,14 +114,14 @@ impl Validator {
 }
 
 /// The rules on parameters alone.
-fn check(params: &Params, limits: &RequestLimits, vocabulary: u32) -> Result<(), ValidationError> {
+fn check(params: &Params, limits: &RequestLimits) -> Result<(), ValidationError> {
     best_of_samples(params)?;
     temperature(params)?;
     repetition_penalty(params)?;
     frequency_penalty(params)?;
     presence_penalty(params)?;
     min_p(params)?;
-    logit_bias(params, vocabulary)?;
+    logit_bias(params, limits)?;
     top_p(params)?;
     typical_p(params)?;
     top_k(params)?;
@@ -179,11 +184,11 @@ fn min_p(params: &Params) -> Result<(), ValidationError> {
     within("min_p", params.min_p, |p| (0.0..=1.0).contains(&p), "between 0 and 1")
 }
 
-fn logit_bias(params: &Params, vocabulary: u32) -> Result<(), ValidationError> {
+fn logit_bias(params: &Params, limits: &RequestLimits) -> Result<(), ValidationError> {
     for &(id, bias) in &params.logit_bias {
         within("logit_bias", Some(bias), |b| (-100.0..=100.0).contains(&b), "between -100 and 100")?;
-        if id.0 >= vocabulary {
-            return Err(ValidationError::UnknownToken { id, vocabulary });
+        if id.0 >= limits.vocabulary {
+            return Err(ValidationError::BiasOutsideVocabulary { id, vocabulary: limits.vocabulary });
         }
     }
     Ok(())
@@ -274,6 +279,15 @@ fn room(ids: &[TokenId], limits: &RequestLimits) -> Result<TokenCount, Validatio
     Ok(TokenCount(limits.total_tokens_max.0 - ids.len() as u32))
 }
 
+/// A shard that is given a token its model does not have refuses the whole step, and with it the requests of others.
+fn in_vocabulary(ids: &[TokenId], limits: &RequestLimits) -> Result<(), ValidationError> {
+    let vocabulary = limits.vocabulary;
+    match ids.iter().find(|id| id.0 >= vocabulary) {
+        Some(&id) => Err(ValidationError::PromptOutsideVocabulary { id, vocabulary }),
+        None => Ok(()),
+    }
+}
+
 fn grammar(params: &Params) -> Result<(), ValidationError> {
     match params.grammar {
         Some(_) if params.dialect == Dialect::Native => Err(ValidationError::Unsupported("grammar")),
@@ -356,6 +370,7 @@ mod tests {
             top_n_tokens_max: 5,
             input_tokens_max: TokenCount(6),
             total_tokens_max: TokenCount(10),
+            vocabulary: 10,
             sampling_more: true,
         }
     }
@@ -374,7 +389,7 @@ mod tests {
         let validator = Validator::new(testing::words(), limits());
         let result = validator
             .check_sequences(&params, false)
-            .and_then(|()| super::check(&params, &limits(), 10))
+            .and_then(|()| super::check(&params, &limits()))
             .and_then(|()| grammar(&params));
         let complaint = result.err().map(|error| error.to_string()).unwrap_or_default();
         assert_eq!(complaint, expected);
@@ -469,7 +484,7 @@ mod tests {
         check(Params { logit_bias: vec![(TokenId(9), 100.0)], ..openai() }, "");
         check(
             Params { logit_bias: vec![(TokenId(10), 1.0)], ..openai() },
-            "`logit_bias` names token 10, but the vocabulary has 10 tokens",
+            "`logit_bias` names token 10, but the model's vocabulary has 10 tokens",
         );
         check(
             Params { logit_bias: vec![(TokenId(1), -101.0)], ..openai() },
@@ -480,7 +495,7 @@ mod tests {
     #[test]
     fn shards_that_would_ignore_a_parameter_are_not_sent_it() {
         let plain = RequestLimits { sampling_more: false, ..limits() };
-        let refused = |params: Params| super::check(&params, &plain, 10).is_err();
+        let refused = |params: Params| super::check(&params, &plain).is_err();
         assert!(refused(Params { min_p: Some(0.1), ..openai() }));
         assert!(refused(Params { frequency_penalty: Some(0.1), ..openai() }));
         assert!(!refused(Params { frequency_penalty: Some(0.1), ..native() }));
@@ -523,6 +538,14 @@ mod tests {
         assert!(matches!(error, ValidationError::Limit { name: "truncate", given: 7, limit: 6, .. }));
         let error = validate(long, Params { truncate: Some(0), ..native() }).await.unwrap_err();
         assert_eq!(error, ValidationError::NotPositive { name: "truncate", value: 0 });
+    }
+
+    #[tokio::test]
+    async fn a_token_that_only_the_tokenizer_knows_is_refused() {
+        let small = Validator::new(testing::words(), RequestLimits { vocabulary: 3, ..limits() });
+        assert!(small.validate("a b".to_owned(), native()).await.is_ok());
+        let error = small.validate("a c".to_owned(), native()).await.unwrap_err().to_string();
+        assert_eq!(error, "`inputs` contains token 3, but the model's vocabulary has 3 tokens");
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::extensions::{INPUT_IDS, SAMPLING_MORE};
-use proto::units::{BatchId, BlockId, RequestId, TokenCount, TokenId};
+use proto::units::{BatchId, BlockCount, BlockId, RequestId, TokenCount, TokenId};
 use proto::v3;
 
 use super::scripted_server::ScriptedStack;
@@ -238,6 +238,7 @@ async fn extensions_are_spoken_to_shards_that_announce_them() {
     step(&mut shards, StepPlan { drops: Vec::new(), batch, continues: false }).await;
     let request = stack.rank(0).prefilled.remove(0);
     assert_eq!((request.input_ids, request.chunk_len), (vec![0, 1, 2], None));
+    assert_eq!((request.inputs, request.input_chunks.unwrap().chunks), (String::new(), Vec::new()));
     let parameters = request.parameters.unwrap();
     assert_eq!((parameters.min_p, parameters.logit_bias.len()), (0.25, 1));
 }
@@ -272,7 +273,7 @@ async fn the_batcher_serves_over_real_sockets() {
     let stack = ScriptedStack::start(2);
     let shards = shards(&stack).await;
     let limits = Limits {
-        capacity: Capacity::new(TokenCount(400), shards.info()),
+        capacity: Capacity::new(BlockCount(100), shards.info()),
         max_batch_prefill_tokens: TokenCount(64),
         max_batch_size: None,
         max_concurrent_requests: 8,

@@ -25,11 +25,17 @@ pub(super) fn batch(new: &NewBatch, info: &ShardInfo) -> v3::Batch {
 
 fn request(admission: &Admission, info: &ShardInfo) -> v3::Request {
     let ValidRequest { prompt, sampling, stopping, prompt_logprobs, top_n_tokens } = &*admission.request;
-    let text = v3::input_chunk::Chunk::Text(prompt.text.clone());
-    let ids = if info.extensions.input_ids { prompt.ids.iter().map(|id| id.0).collect() } else { Vec::new() };
+    let (inputs, input_chunks, input_ids) = match info.extensions.input_ids {
+        // The text would travel for nothing.
+        true => (String::new(), Vec::new(), prompt.ids.iter().map(|id| id.0).collect()),
+        false => {
+            let chunk = Some(v3::input_chunk::Chunk::Text(prompt.text.clone()));
+            (prompt.text.clone(), vec![v3::InputChunk { chunk }], Vec::new())
+        }
+    };
     v3::Request {
         id: admission.id.0,
-        inputs: prompt.text.clone(),
+        inputs,
         truncate: prompt.length().0,
         parameters: Some(parameters(sampling, info.extensions)),
         stopping_parameters: Some(v3::StoppingCriteriaParameters {
@@ -39,14 +45,14 @@ fn request(admission: &Admission, info: &ShardInfo) -> v3::Request {
         }),
         prefill_logprobs: *prompt_logprobs,
         top_n_tokens: *top_n_tokens,
-        input_chunks: Some(v3::Input { chunks: vec![v3::InputChunk { chunk: Some(text) }] }),
+        input_chunks: Some(v3::Input { chunks: input_chunks }),
         blocks: admission.blocks.iter().map(|block| block.0).collect(),
         slots: slots(admission, info.block_size),
         adapter_id: None,
         cache_len: admission.cached.0,
         add_special_tokens: prompt.add_special_tokens,
         chunk_len: admission.is_cut().then_some(admission.chunk.0),
-        input_ids: ids,
+        input_ids,
     }
 }
 

@@ -20,9 +20,9 @@ const WAITING_PER_WORKER: usize = 64;
 pub(crate) enum TokenizerError {
     #[error("the tokenizer failed: {0}")]
     Failed(String),
-    #[error("the tokenizer panicked on this text")]
+    #[error("the work on this text has panicked")]
     Panicked,
-    #[error("the tokenizer has stopped")]
+    #[error("the threads for work on texts have stopped")]
     Stopped,
 }
 
@@ -87,7 +87,7 @@ impl Tokenizer {
         Ok(Self { jobs, vocabulary })
     }
 
-    /// One more than the largest token id.
+    /// One more than the largest token id, which may be more than the model has.
     pub(crate) fn vocabulary(&self) -> u32 {
         self.vocabulary
     }
@@ -127,7 +127,7 @@ impl Tokenizer {
     }
 
     /// Runs work on one of the threads. Work whose caller has left is skipped; a panic in it is its own failure alone.
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&tokenizers::Tokenizer) -> Result<T, TokenizerError> + Send + 'static,
     ) -> Result<T, TokenizerError> {

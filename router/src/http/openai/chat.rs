@@ -17,7 +17,7 @@ use super::types::{
 };
 use crate::batching::{Event, Step};
 use crate::chat::reply::{self, Reply};
-use crate::chat::template::Conversation;
+use crate::chat::template::{Conversation, TemplateError};
 use crate::http::body::Json;
 use crate::http::error::ApiError;
 use crate::http::headers::{self, Summary};
@@ -34,7 +34,7 @@ pub(in crate::http) async fn chat_completions(
     Json(request): Json<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let (id, received) = (Uuid::new_v4(), Instant::now());
-    let prompt = prompt(&app, &request).map_err(|error| app.infer.refuse(id, error))?;
+    let (prompt, request) = prompt(&app, request).await.map_err(|error| app.infer.refuse(id, error))?;
     let characters = prompt.chars().count();
     let answer = Answer::new(&app, &request, id);
     let (streamed, include_usage) = (request.stream, request.stream_options.include_usage);
@@ -50,18 +50,28 @@ pub(in crate::http) async fn chat_completions(
     Ok((headers::whole(&app.compute_type, &summary), axum::Json(completion)).into_response())
 }
 
-/// The prompt of a chat, or why there is none.
-pub(in crate::http) fn prompt(app: &App, request: &ChatRequest) -> Result<String, InferError> {
-    check_supported(request)?;
+/// The prompt of a chat, and the chat itself, or why there is none. Templates are programs, which run on the threads for
+/// long work on texts.
+pub(in crate::http) async fn prompt(
+    app: &Arc<App>,
+    request: ChatRequest,
+) -> Result<(String, ChatRequest), InferError> {
+    check_supported(&request)?;
+    let templates = app.clone();
+    let rendered =
+        app.tokenizer.run(move |_| Ok(render(&templates, &request).map(|prompt| (prompt, request)))).await;
+    Ok(rendered.map_err(|error| TemplateError::Render(error.to_string()))??)
+}
+
+fn render(app: &App, request: &ChatRequest) -> Result<String, TemplateError> {
     let last_is_answer = request.messages.last().is_some_and(|message| message.role() == "assistant");
-    let conversation = Conversation {
+    app.template.render(&Conversation {
         messages: &request.messages,
         tools: &[],
         variables: request.chat_template_kwargs.as_ref(),
         add_generation_prompt: request.add_generation_prompt.unwrap_or(true),
         continue_final_message: request.continue_final_message.unwrap_or(last_is_answer),
-    };
-    Ok(app.template.render(&conversation)?)
+    })
 }
 
 /// Refuses, by name, what would change the answer but is not there.

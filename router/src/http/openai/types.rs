@@ -1,9 +1,10 @@
 //! Bodies of `/v1/chat/completions`: wire structs only.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use proto::units::TokenId;
-use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
@@ -119,8 +120,11 @@ impl<'de> Deserialize<'de> for LogitBias {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<LogitBias, A::Error> {
-                let mut biases = Vec::new();
+                let (mut biases, mut known) = (Vec::new(), HashSet::new());
                 while let Some((id, bias)) = entries.next_entry::<u32, f32>()? {
+                    if !known.insert(id) {
+                        return Err(A::Error::custom(format_args!("token {id} is named twice")));
+                    }
                     biases.push((TokenId(id), bias));
                 }
                 Ok(LogitBias(biases))
@@ -272,6 +276,8 @@ mod tests {
         let bias = request(r#""logit_bias": {"50256": -100, "3": 0.5}"#).unwrap().logit_bias.0;
         assert_eq!(bias, [(TokenId(50256), -100.0), (TokenId(3), 0.5)]);
         assert!(request(r#""logit_bias": {"x": 1}"#).is_err());
+        let error = request(r#""logit_bias": {"3": 1, "3": 1}"#).unwrap_err();
+        assert!(error.is_data() && error.to_string().contains("token 3 is named twice"), "{error}");
     }
 
     #[test]
