@@ -28,7 +28,9 @@ async fn a_key_protects_what_generates_and_leaves_probes_open() -> Result<()> {
         }
     }
     for route in ["/health", "/ping", "/info", "/metrics"] {
-        assert_eq!(stack.client().get(route).await?.status, StatusCode::OK, "{route}");
+        let answer = stack.client().get(route).await?;
+        assert_eq!(answer.status, StatusCode::OK, "{route}");
+        assert!(answer.headers.contains_key("vary"), "{route}");
     }
     assert!(!stack.log()?.contains("secret key"), "the key is in the log");
     for process in stack.processes()? {
