@@ -13,9 +13,11 @@ mod avx512;
 mod exp;
 mod plain;
 mod row;
+mod tanh;
 
-pub(super) use exp::exp;
+pub(super) use exp::{exp, exp_m1};
 pub(super) use row::{BF16, Element, F16, F32, Row, Stored, widen};
+pub(super) use tanh::tanh;
 
 /// Lanes of the widest register; the space a last, incomplete register is padded in.
 const LANES_MAX: usize = 16;
