@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use kernels::cpu::{self, Attention, Cpu, Isa, Product};
-use kernels::{DType, HeadShape, Matrix, Sequence};
+use kernels::{AttentionRules, DType, HeadShape, Matrix, Sequence, Values};
 
 /// All threads of this machine.
 static CPU: LazyLock<Cpu> = LazyLock::new(|| {
@@ -31,7 +31,7 @@ fn linear(bencher: Bencher<'_, '_>, cpu: &Cpu, dtype: DType, tokens: usize, [inp
     let bencher =
         bencher.counter(BytesCount::new(bytes.len())).counter(ItemsCount::new(tokens * inputs * outputs));
     bencher.bench_local(|| {
-        let products = &mut [Product { weight, bias: None, out: &mut out }];
+        let products = &mut [Product { weight, bias: None, out: &mut out, add: false }];
         cpu::linear(cpu, divan::black_box(&input), products).expect("shapes that fit");
     });
 }
@@ -61,24 +61,71 @@ fn linear_one_thread(bencher: Bencher<'_, '_>, (isa, dtype): (Isa, DType)) {
     linear(bencher, &cpu, dtype, 1, [2048, 2048]);
 }
 
+/// Llama 3.2 1B: four query heads share a key/value head.
+const GROUPED: Layer = Layer {
+    shape: HeadShape { heads: 32, kv_heads: 8, head_dim: 64 },
+    value_dim: 64,
+    in_keys: false,
+    rules: AttentionRules { window: None, soft_cap: None, slopes: None, sinks: None },
+};
+
+/// DeepSeek-V2 Lite: all heads share one compressed vector.
+const LATENT: Layer = Layer {
+    shape: HeadShape { heads: 16, kv_heads: 1, head_dim: 576 },
+    value_dim: 512,
+    in_keys: true,
+    ..GROUPED
+};
+
+/// DeepSeek-V3.
+const LATENT_128: Layer = Layer { shape: HeadShape { heads: 128, ..LATENT.shape }, ..LATENT };
+
+#[derive(Clone, Copy)]
+struct Layer {
+    shape: HeadShape,
+    value_dim: usize,
+    in_keys: bool,
+    rules: AttentionRules<'static>,
+}
+
 /// One step of a batch of sequences that each see 1024 positions. Bytes are those of the keys and values.
 #[divan::bench(args = [1, 16])]
 fn attention_decode_1024(bencher: Bencher<'_, '_>, batch: usize) {
-    attention(bencher, batch, 1, 1024);
+    attention(bencher, GROUPED, batch, 1, 1024);
 }
 
 /// A prompt of 512 tokens.
 #[divan::bench(sample_count = 20)]
 fn attention_prefill_512(bencher: Bencher<'_, '_>) {
-    attention(bencher, 1, 512, 512);
+    attention(bencher, GROUPED, 1, 512, 512);
+}
+
+/// A step of one sequence that sees 1024 positions, and a prompt of 128 tokens.
+#[divan::bench(args = [16, 128], consts = [1, 128], sample_count = 20)]
+fn attention_latent<const TOKENS: usize>(bencher: Bencher<'_, '_>, heads: usize) {
+    let layer = if heads == 16 { LATENT } else { LATENT_128 };
+    attention(bencher, layer, 1, TOKENS, if TOKENS == 1 { 1024 } else { TOKENS });
+}
+
+/// The prompt of 512 tokens with each rule.
+#[divan::bench(args = ["window", "soft_cap", "slopes", "sinks"], sample_count = 20)]
+fn attention_rules(bencher: Bencher<'_, '_>, rule: &str) {
+    let rules = match rule {
+        "window" => AttentionRules { window: Some(128), ..GROUPED.rules },
+        "soft_cap" => AttentionRules { soft_cap: Some(50.0), ..GROUPED.rules },
+        "slopes" => AttentionRules { slopes: Some(&[0.1; 32]), ..GROUPED.rules },
+        _ => AttentionRules { sinks: Some(&[0.1; 32]), ..GROUPED.rules },
+    };
+    attention(bencher, Layer { rules, ..GROUPED }, 1, 512, 512);
 }
 
 /// `batch` sequences whose last `tokens` of `context` positions attend.
-fn attention(bencher: Bencher<'_, '_>, batch: usize, tokens: usize, context: usize) {
-    let shape = HeadShape { heads: 32, kv_heads: 8, head_dim: 64 };
+fn attention(bencher: Bencher<'_, '_>, layer: Layer, batch: usize, tokens: usize, context: usize) {
+    let Layer { shape, value_dim, in_keys, rules } = layer;
     let cache = vec![0.5; batch * context * shape.kv_width()];
+    let values = if in_keys { Values::InKeys } else { Values::Own(&cache) };
     let query = vec![0.5; batch * tokens * shape.query_width()];
-    let mut out = vec![0.0; query.len()];
+    let mut out = vec![0.0; batch * tokens * shape.heads * value_dim];
     let slots: Vec<u32> = (0..(batch * context) as u32).collect();
     let sequences: Vec<_> = (0..batch)
         .map(|index| Sequence {
@@ -89,9 +136,17 @@ fn attention(bencher: Bencher<'_, '_>, batch: usize, tokens: usize, context: usi
         .collect();
     let bencher = bencher.counter(BytesCount::of_slice(&cache[..]));
     bencher.bench_local(|| {
-        let (query, keys, values) = (divan::black_box(&query[..]), &cache[..], &cache[..]);
-        let args =
-            Attention { shape, scale: 0.125, query, keys, values, sequences: &sequences, out: &mut out };
+        let args = Attention {
+            shape,
+            value_dim,
+            scale: 0.125,
+            query: divan::black_box(&query),
+            keys: &cache,
+            values,
+            rules,
+            sequences: &sequences,
+            out: &mut out,
+        };
         cpu::attention(&CPU, args).expect("shapes that fit");
     });
 }

@@ -2,11 +2,11 @@
 //!
 //! | operation | meaning | definition | CPU |
 //! |---|---|---|---|
-//! | `embedding` | rows of a table | `reference/embedding.rs` | `cpu/embedding.rs` |
-//! | `linear` | products with weight matrices, biases added | `reference/linear.rs` | `cpu/linear.rs` |
+//! | `embedding`, `add_embedding` | rows of a table, or of a rank's part of it; learned positions | `reference/embedding.rs` | `cpu/embedding.rs` |
+//! | `linear`, `linear_per_head` | products with weight matrices, biases added; one weight per head | `reference/linear.rs` | `cpu/linear.rs` |
 //! | `rms_norm`, `add_rms_norm` | root-mean-square norm, after adding to the residual stream | `reference/norm.rs` | `cpu/norm.rs` |
 //! | `rope_cache_write` | rotates queries and keys, stores keys and values | `reference/rope.rs` | `cpu/rope.rs` |
-//! | `attention` | causal attention over the paged cache | `reference/attention.rs` | `cpu/attention.rs` |
+//! | `attention` | causal attention over the paged cache, by its [`AttentionRules`] | `reference/attention.rs` | `cpu/attention/` |
 //! | `gated_silu`, `add` | SwiGLU's gate; the residual | `reference/activation.rs` | `cpu/activation.rs` |
 //!
 //! Read `reference/` for what an operation is, and [`cpu`] for how it is made fast. The weights are [`Matrix`] views of a
@@ -31,10 +31,12 @@ compile_error!("weights are little-endian and used where they lie");
 pub mod cpu;
 pub mod reference;
 
+mod attention;
 mod error;
 mod matrix;
 mod paged;
 
+pub use attention::{AttentionRules, Values};
 pub use error::OpError;
-pub use matrix::{DType, Matrix};
+pub use matrix::{DType, Matrix, RowLayout};
 pub use paged::{HeadShape, RopeLayout, RopeTable, Sequence};

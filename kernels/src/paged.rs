@@ -9,7 +9,7 @@ pub struct HeadShape {
     pub heads: usize,
     /// Key/value heads; query head `h` reads key/value head `h / (heads / kv_heads)`.
     pub kv_heads: usize,
-    /// Elements per head.
+    /// Elements per query and per key.
     pub head_dim: usize,
 }
 
@@ -19,7 +19,7 @@ impl HeadShape {
         self.heads.saturating_mul(self.head_dim)
     }
 
-    /// Elements of one token's keys, or of its values.
+    /// Elements of one token's keys; of its values too, where they are as long.
     pub fn kv_width(&self) -> usize {
         self.kv_heads.saturating_mul(self.head_dim)
     }
@@ -62,12 +62,14 @@ pub enum RopeLayout {
 /// Cosine and sine of every angle a rotary embedding needs.
 #[derive(Clone, Copy, Debug)]
 pub struct RopeTable<'a> {
-    /// `[positions, rotary_dim / 2]`
+    /// `[angles, rotary_dim / 2]`
     pub cos: &'a [f32],
-    /// `[positions, rotary_dim / 2]`
+    /// `[angles, rotary_dim / 2]`
     pub sin: &'a [f32],
-    /// Rotated elements at the start of each head; the others pass.
+    /// Rotated elements of each head; the others pass.
     pub rotary_dim: usize,
+    /// The first of them within each head.
+    pub start: usize,
     /// How they are paired.
     pub layout: RopeLayout,
 }

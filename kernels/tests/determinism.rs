@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use data::{DTYPES, Random, Weight, cpus, unwritten};
 use kernels::cpu::{self, Attention, Cpu, Product};
-use kernels::{DType, HeadShape, Sequence};
+use kernels::{AttentionRules, DType, HeadShape, Sequence, Values};
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
@@ -15,7 +15,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn linear(cpu: &Cpu, input: &[f32], weight: &Weight) -> Vec<u32> {
     let weight = weight.matrix();
     let mut out = unwritten(input.len() / weight.cols() * weight.rows());
-    let products = &mut [Product { weight, bias: None, out: &mut out }];
+    let products = &mut [Product { weight, bias: None, out: &mut out, add: false }];
     cpu::linear(cpu, input, products).expect("shapes that fit");
     bits(&out)
 }
@@ -66,7 +66,7 @@ fn linear_is_the_same_beside_other_products() {
         let mut products: Vec<_> = weights
             .iter()
             .zip(&mut outs)
-            .map(|(weight, out)| Product { weight: weight.matrix(), bias: None, out })
+            .map(|(weight, out)| Product { weight: weight.matrix(), bias: None, out, add: false })
             .collect();
         cpu.install(|| cpu::linear(&cpu, &input, &mut products)).expect("shapes that fit");
         for (weight, out) in weights.iter().zip(&outs) {
@@ -75,49 +75,112 @@ fn linear_is_the_same_beside_other_products() {
     }
 }
 
+#[test]
+fn linear_per_head_is_the_same_as_a_product_of_each_head() {
+    let mut random = Random::new(4);
+    let (groups, inputs, outputs, tokens) = (5, 517, 139, 7);
+    let input = random.numbers(tokens * groups * inputs);
+    let weight = Weight::random(&mut random, DType::BF16, groups * outputs, inputs);
+    let weight = weight.matrix();
+    for (of_isa, alone) in cpus(1).iter().enumerate() {
+        let mut expected = vec![0; tokens * groups * outputs];
+        for group in 0..groups {
+            for token in 0..tokens {
+                let input = &input[(token * groups + group) * inputs..][..inputs];
+                let rows: Vec<u8> =
+                    (0..outputs).flat_map(|row| weight.row(group * outputs + row).to_vec()).collect();
+                let product = linear(alone, input, &Weight::new(&rows, DType::BF16, outputs, inputs));
+                expected[(token * groups + group) * outputs..][..outputs].copy_from_slice(&product);
+            }
+        }
+        for threads in [1, 3] {
+            let cpu = &cpus(threads)[of_isa];
+            let mut out = unwritten(expected.len());
+            cpu::linear_per_head(cpu, &input, weight, groups, &mut out).expect("shapes that fit");
+            assert!(bits(&out) == expected, "{:?} on {threads} threads", cpu.isa());
+        }
+    }
+}
+
+#[test]
+fn linear_adds_the_same_product_that_it_writes() {
+    let mut random = Random::new(8);
+    let (tokens, inputs, outputs) = (5, 517, 61);
+    let (input, bias) = (random.numbers(tokens * inputs), random.numbers(outputs));
+    let before = random.numbers(tokens * outputs);
+    let weight = Weight::random(&mut random, DType::F16, outputs, inputs);
+    for cpu in cpus(2) {
+        let call = |out: &mut [f32], add| {
+            let products = &mut [Product { weight: weight.matrix(), bias: Some(&bias), out, add }];
+            cpu::linear(&cpu, &input, products).expect("shapes that fit");
+        };
+        let (mut product, mut sum) = (unwritten(before.len()), before.clone());
+        call(&mut product, false);
+        call(&mut sum, true);
+        let expected: Vec<f32> = before.iter().zip(product).map(|(x, y)| x + y).collect();
+        assert_eq!(bits(&sum), bits(&expected), "{:?}", cpu.isa());
+    }
+}
+
+/// A layer whose values are as long as its keys, in a cache of their own, and without rules.
+fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Layer<'static> {
+    let shape = HeadShape { heads, kv_heads, head_dim };
+    Layer { shape, value_dim: head_dim, in_keys: false, rules: AttentionRules::default() }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Layer<'a> {
+    shape: HeadShape,
+    value_dim: usize,
+    /// Whether the values are part of the keys.
+    in_keys: bool,
+    rules: AttentionRules<'a>,
+}
+
 /// A request of a test: its queries and where its keys and values are.
 struct Request {
     query: Vec<f32>,
     slots: Vec<u32>,
 }
 
-struct Requests {
-    shape: HeadShape,
+struct Requests<'a> {
+    layer: Layer<'a>,
     keys: Vec<f32>,
     values: Vec<f32>,
     requests: Vec<Request>,
 }
 
-impl Requests {
+impl<'a> Requests<'a> {
     /// Requests of the given lengths, scattered over one cache. Keys of unused slots are NaN.
-    fn new(shape: HeadShape, lengths: &[usize]) -> Self {
+    fn new(layer: Layer<'a>, lengths: &[usize]) -> Self {
         let mut random = Random::new(lengths.len() as u64);
         let used: usize = lengths.iter().sum();
         let cache_slots = used + 7;
         let order = random.permutation(cache_slots);
-        let width = shape.kv_width();
-        let mut caches = [unwritten(cache_slots * width), unwritten(cache_slots * width)];
-        for cache in &mut caches {
+        let widths = [layer.shape.kv_width(), layer.shape.kv_heads * layer.value_dim];
+        let [keys, values] = widths.map(|width| {
+            let mut cache = unwritten(cache_slots * width);
             for &slot in &order[..used] {
                 cache[slot as usize * width..][..width].copy_from_slice(&random.numbers(width));
             }
-        }
-        let [keys, values] = caches;
+            cache
+        });
         let mut first = 0;
         let requests = lengths
             .iter()
             .map(|&length| {
                 let slots = order[first..][..length].to_vec();
                 first += length;
-                Request { query: random.numbers(length * shape.query_width()), slots }
+                Request { query: random.numbers(length * layer.shape.query_width()), slots }
             })
             .collect();
-        Self { shape, keys, values, requests }
+        Self { layer, keys, values, requests }
     }
 
     /// Attention of one batch: positions of some requests. Answers the result of each.
     fn attend(&self, cpu: &Cpu, batch: &[(usize, Range<usize>)]) -> Vec<Vec<u32>> {
-        let width = self.shape.query_width();
+        let Self { layer: Layer { shape, value_dim, in_keys, rules }, keys, values, .. } = self;
+        let (width, out_width) = (shape.query_width(), shape.heads * value_dim);
         let (mut query, mut sequences) = (Vec::new(), Vec::new());
         for (request, positions) in batch {
             let request = &self.requests[*request];
@@ -129,21 +192,22 @@ impl Requests {
             });
             query.extend_from_slice(&request.query[positions.start * width..positions.end * width]);
         }
-        let mut out = unwritten(query.len());
-        let Self { shape, keys, values, .. } = self;
+        let mut out = unwritten(query.len() / width * out_width);
         let args = Attention {
             shape: *shape,
+            value_dim: *value_dim,
             scale: 0.3,
             query: &query,
             keys,
-            values,
+            values: if *in_keys { Values::InKeys } else { Values::Own(values) },
+            rules: *rules,
             sequences: &sequences,
             out: &mut out,
         };
         cpu::attention(cpu, args).expect("shapes that fit");
         sequences
             .iter()
-            .map(|sequence| bits(&out[sequence.rows.start * width..sequence.rows.end * width]))
+            .map(|sequence| bits(&out[sequence.rows.start * out_width..sequence.rows.end * out_width]))
             .collect()
     }
 
@@ -156,31 +220,85 @@ impl Requests {
     }
 }
 
-#[test]
-fn attention_is_the_same_whole_in_chunks_and_token_by_token() {
-    for (heads, kv_heads, head_dim) in [(6, 2, 20), (9, 1, 64), (2, 2, 128)] {
-        let requests = Requests::new(HeadShape { heads, kv_heads, head_dim }, &[131]);
-        for cpu in cpus(1) {
-            let whole = requests.attend(&cpu, &[(0, 0..131)]).concat();
-            for chunk in [1, 5, 8, 31, 32, 33, 64, 100] {
-                assert!(requests.chunked(&cpu, 0, chunk) == whole, "{:?}: chunks of {chunk}", cpu.isa());
-            }
+/// A prompt of 131 tokens whole, in chunks of many sizes, and token by token.
+fn check_chunks(layer: Layer<'_>) {
+    let requests = Requests::new(layer, &[131]);
+    for cpu in cpus(1) {
+        let whole = requests.attend(&cpu, &[(0, 0..131)]).concat();
+        for chunk in [1, 5, 8, 31, 32, 33, 64, 100] {
+            assert!(
+                requests.chunked(&cpu, 0, chunk) == whole,
+                "{:?} {layer:?}: chunks of {chunk}",
+                cpu.isa()
+            );
         }
     }
 }
 
-#[test]
-fn attention_is_the_same_in_a_batch_and_alone_on_any_threads() {
-    let lengths = [70, 1, 33, 200, 32];
-    let requests = Requests::new(HeadShape { heads: 8, kv_heads: 2, head_dim: 48 }, &lengths);
+/// A batch of requests in all stages, each against itself alone, on one thread and on more.
+fn check_batch(layer: Layer<'_>) {
+    let requests = Requests::new(layer, &[70, 1, 33, 200, 32]);
     for (of_isa, alone) in cpus(1).iter().enumerate() {
         let batch = [(3, 150..200), (1, 0..1), (0, 69..70), (4, 0..32), (2, 10..33)];
         let expected: Vec<_> =
             batch.iter().map(|part| requests.attend(alone, std::slice::from_ref(part)).concat()).collect();
         for threads in 1..=4 {
             let cpu = &cpus(threads)[of_isa];
-            assert!(requests.attend(cpu, &batch) == expected, "{:?} on {threads} threads", cpu.isa());
+            let found = requests.attend(cpu, &batch);
+            assert!(found == expected, "{:?} {layer:?} on {threads} threads", cpu.isa());
         }
+    }
+}
+
+#[test]
+fn attention_is_the_same_whole_in_chunks_and_token_by_token() {
+    for layer in [plain(6, 2, 20), plain(9, 1, 64), plain(2, 2, 128)] {
+        check_chunks(layer);
+    }
+}
+
+#[test]
+fn attention_is_the_same_in_a_batch_and_alone_on_any_threads() {
+    check_batch(plain(8, 2, 48));
+}
+
+#[test]
+fn attention_with_values_of_another_size_or_in_the_keys_is_the_same_however_it_is_called() {
+    for layer in [
+        Layer { value_dim: 33, ..plain(6, 2, 20) },
+        Layer { value_dim: 128, ..plain(4, 4, 192) },
+        Layer { value_dim: 512, in_keys: true, ..plain(17, 1, 576) },
+    ] {
+        check_chunks(layer);
+        check_batch(layer);
+    }
+}
+
+#[test]
+fn attention_with_rules_is_the_same_however_it_is_called() {
+    let mut random = Random::new(31);
+    let (slopes, sinks) = (random.numbers(9), random.numbers(9));
+    let plain_rules = AttentionRules::default();
+    let windows = [1, 7, 32, 45, 1000].map(|window| AttentionRules { window: Some(window), ..plain_rules });
+    let others = [
+        AttentionRules { soft_cap: Some(2.0), ..plain_rules },
+        AttentionRules { slopes: Some(&slopes), ..plain_rules },
+        AttentionRules { sinks: Some(&sinks), ..plain_rules },
+        AttentionRules { window: Some(40), soft_cap: Some(1.0), slopes: Some(&slopes), sinks: Some(&sinks) },
+    ];
+    for rules in windows.into_iter().chain(others) {
+        check_chunks(Layer { rules, ..plain(9, 3, 80) });
+        check_batch(Layer { rules, ..plain(9, 1, 112) });
+    }
+}
+
+#[test]
+fn a_window_longer_than_the_context_changes_nothing() {
+    let rules = AttentionRules { window: Some(131), ..AttentionRules::default() };
+    let (windowed, whole) = (Layer { rules, ..plain(6, 2, 64) }, plain(6, 2, 64));
+    for cpu in cpus(1) {
+        let attend = |layer| Requests::new(layer, &[131]).attend(&cpu, &[(0, 0..131)]);
+        assert!(attend(windowed) == attend(whole), "{:?}", cpu.isa());
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{DType, Matrix, OpError};
 
 const OP: &str = "linear";
 
-/// One product of a [`linear`] call: `out[t, o] = sum over i of input[t, i] * weight[o, i] + bias[o]`.
+/// One product of a [`linear`] call: `out[t, o] = sum over i of input[t, i] * weight[o, i] + bias[o]`, or `+=`.
 #[derive(Debug)]
 pub struct Product<'a> {
     /// `[outputs, inputs]`
@@ -24,6 +24,8 @@ pub struct Product<'a> {
     pub bias: Option<&'a [f32]>,
     /// `[tokens, outputs]`
     pub out: &'a mut [f32],
+    /// Whether the product is added to what is in `out`, or takes its place.
+    pub add: bool,
 }
 
 /// Products of one input with several weights, in one pass over the threads. `input`: `[T, inputs]`.
@@ -31,22 +33,43 @@ pub struct Product<'a> {
 /// Errors when the weights differ in their number of inputs, or have none.
 pub fn linear(cpu: &Cpu, input: &[f32], products: &mut [Product<'_>]) -> Result<(), OpError> {
     let tokens = check(input, products)?;
-    let outputs: usize = products.iter().map(|product| product.weight.rows()).sum();
-    let work = outputs * input.len();
-    let rows_per_piece = outputs.div_ceil(cpu.pieces(work)).max(1).next_multiple_of(ROWS_ALONE);
+    let products = products.iter_mut().map(|product| {
+        let Product { weight, bias, out, add } = product;
+        let inputs = Inputs { all: input, width: weight.cols(), first: 0, tokens };
+        let rows = 0..weight.rows();
+        Outputs { inputs, weight: *weight, out: Tile::new(out, rows.len()), rows, bias: *bias, add: *add }
+    });
+    run_all(cpu, products.collect());
+    Ok(())
+}
 
-    let mut pieces = Vec::new();
-    for product in products {
-        let Product { weight, bias, out } = product;
-        let mut right = Tile::new(out, weight.rows());
-        for first in (0..weight.rows()).step_by(rows_per_piece) {
-            let rows = first..weight.rows().min(first + rows_per_piece);
-            let out;
-            (out, right) = right.split_cols(rows.len());
-            pieces.push(Outputs { input, tokens, weight: *weight, rows, bias: *bias, out });
-        }
+/// One product per group, of its own inputs and its own rows of the weight:
+/// `out[t, g, o] = sum over i of input[t, g, i] * weight[g, o, i]`.
+///
+/// - `input`: `[T, groups, inputs]`
+/// - `weight`: `[groups * outputs, inputs]`
+/// - `out`: `[T, groups, outputs]`
+///
+/// Errors when the weight's rows cannot be shared out among the groups, or it has no inputs.
+pub fn linear_per_head(
+    cpu: &Cpu,
+    input: &[f32],
+    weight: Matrix<'_>,
+    groups: usize,
+    out: &mut [f32],
+) -> Result<(), OpError> {
+    let tokens = check_per_head(input, &weight, groups, out)?;
+    let (width, outputs) = (groups * weight.cols(), weight.rows() / groups);
+    let mut products = Vec::with_capacity(groups);
+    let mut right = Tile::new(out, weight.rows());
+    for group in 0..groups {
+        let inputs = Inputs { all: input, width, first: group * weight.cols(), tokens };
+        let rows = group * outputs..(group + 1) * outputs;
+        let out;
+        (out, right) = right.split_cols(outputs);
+        products.push(Outputs { inputs, weight, rows, bias: None, out, add: false });
     }
-    cpu.for_each(work, pieces, |piece| cpu.isa().run(piece));
+    run_all(cpu, products);
     Ok(())
 }
 
@@ -59,7 +82,7 @@ fn check(input: &[f32], products: &[Product<'_>]) -> Result<usize, OpError> {
         return Err(OpError::unsupported(OP, "a weight without inputs"));
     }
     let tokens = check_rows(OP, "input", inputs, input.len())?;
-    for Product { weight, bias, out } in products {
+    for Product { weight, bias, out, .. } in products {
         check_length(OP, "a row of the weight", inputs, weight.cols())?;
         check_length(OP, "bias", weight.rows(), bias.map_or(weight.rows(), <[f32]>::len))?;
         check_length(OP, "out", tokens.saturating_mul(weight.rows()), out.len())?;
@@ -67,15 +90,65 @@ fn check(input: &[f32], products: &[Product<'_>]) -> Result<usize, OpError> {
     Ok(tokens)
 }
 
+/// Answers the number of tokens.
+fn check_per_head(input: &[f32], weight: &Matrix<'_>, groups: usize, out: &[f32]) -> Result<usize, OpError> {
+    const OP: &str = "linear_per_head";
+    if weight.cols() == 0 {
+        return Err(OpError::unsupported(OP, "a weight without inputs"));
+    }
+    if groups == 0 || !weight.rows().is_multiple_of(groups) {
+        let reason =
+            format!("{} rows of the weight cannot be shared out among {groups} groups", weight.rows());
+        return Err(OpError::unsupported(OP, reason));
+    }
+    let tokens = check_rows(OP, "input", groups.saturating_mul(weight.cols()), input.len())?;
+    check_length(OP, "out", tokens.saturating_mul(weight.rows()), out.len())?;
+    Ok(tokens)
+}
+
+/// The inputs of a product: some columns of all tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    /// `[tokens, width]`
+    pub(super) all: &'a [f32],
+    pub(super) width: usize,
+    /// The first column; there are as many as the weight has.
+    pub(super) first: usize,
+    pub(super) tokens: usize,
+}
+
 /// Some outputs of all tokens.
-struct Outputs<'a> {
-    input: &'a [f32],
-    tokens: usize,
-    weight: Matrix<'a>,
-    rows: Range<usize>,
-    bias: Option<&'a [f32]>,
+pub(super) struct Outputs<'a> {
+    pub(super) inputs: Inputs<'a>,
+    /// Has at least one column.
+    pub(super) weight: Matrix<'a>,
+    /// Rows of the weight.
+    pub(super) rows: Range<usize>,
+    /// `[outputs]`, of all rows of the weight.
+    pub(super) bias: Option<&'a [f32]>,
     /// `[tokens, rows]`
-    out: Tile<'a>,
+    pub(super) out: Tile<'a>,
+    pub(super) add: bool,
+}
+
+/// Computes products that may differ in everything, in one pass over the threads, in pieces of about the same work.
+pub(super) fn run_all(cpu: &Cpu, products: Vec<Outputs<'_>>) {
+    let work = products.iter().map(|product| product.rows.len() * product.work_per_row());
+    let work = work.fold(0, usize::saturating_add);
+    let work_per_piece = work.div_ceil(cpu.pieces(work)).max(1);
+
+    let mut pieces = Vec::new();
+    for product in products.into_iter().filter(|product| product.inputs.tokens > 0) {
+        let rows_per_piece = work_per_piece.div_ceil(product.work_per_row()).next_multiple_of(ROWS_ALONE);
+        let Outputs { inputs, weight, rows, bias, out: mut right, add } = product;
+        for first in rows.clone().step_by(rows_per_piece) {
+            let rows = first..rows.end.min(first + rows_per_piece);
+            let out;
+            (out, right) = right.split_cols(rows.len());
+            pieces.push(Outputs { inputs, weight, rows, bias, out, add });
+        }
+    }
+    cpu.for_each(work, pieces, |piece| cpu.isa().run(piece));
 }
 
 impl Kernel for Outputs<'_> {
@@ -100,9 +173,14 @@ const ROWS: usize = 4;
 const TOKENS: usize = 3;
 
 impl<'a> Outputs<'a> {
+    /// In multiply-adds.
+    fn work_per_row(&self) -> usize {
+        self.weight.cols() * self.inputs.tokens
+    }
+
     #[inline(always)]
     fn compute<S: Simd, E: Element>(mut self, simd: S) {
-        if self.tokens == 1 {
+        if self.inputs.tokens == 1 {
             for row in (0..self.rows.len()).step_by(ROWS_ALONE) {
                 self.tile::<S, E, ROWS_ALONE, 1>(simd, row, 0);
             }
@@ -110,8 +188,8 @@ impl<'a> Outputs<'a> {
         }
         let fitting = BLOCK_BYTES / (self.weight.cols() * size_of::<f32>());
         let block = fitting.max(4 * TOKENS).next_multiple_of(TOKENS);
-        for first in (0..self.tokens).step_by(block) {
-            let tokens = first..self.tokens.min(first + block);
+        for first in (0..self.inputs.tokens).step_by(block) {
+            let tokens = first..self.inputs.tokens.min(first + block);
             for row in (0..self.rows.len()).step_by(ROWS) {
                 self.tiles::<S, E>(simd, row, tokens.clone());
             }
@@ -146,7 +224,8 @@ impl<'a> Outputs<'a> {
         for (row, sums) in (row..self.rows.len()).zip(sums) {
             let bias = self.bias.map_or(0.0, |bias| bias[self.rows.start + row]);
             for (token, sum) in (token..).zip(sums) {
-                self.out.row_mut(token)[row] = sum + bias;
+                let out = &mut self.out.row_mut(token)[row];
+                *out = if self.add { *out + (sum + bias) } else { sum + bias };
             }
         }
     }
@@ -159,7 +238,6 @@ impl<'a> Outputs<'a> {
 
     #[inline(always)]
     fn input_row(&self, token: usize) -> &'a [f32] {
-        let inputs = self.weight.cols();
-        &self.input[token * inputs..][..inputs]
+        &self.inputs.all[token * self.inputs.width + self.inputs.first..][..self.weight.cols()]
     }
 }

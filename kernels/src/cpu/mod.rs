@@ -19,9 +19,9 @@ mod tile;
 
 pub use activation::{add, gated_silu};
 pub use attention::{Attention, attention};
-pub use embedding::embedding;
+pub use embedding::{add_embedding, embedding};
 pub use isa::Isa;
-pub use linear::{Product, linear};
+pub use linear::{Product, linear, linear_per_head};
 pub use norm::{add_rms_norm, rms_norm};
 pub use pool::Cpu;
 pub use rope::{RopeCacheWrite, rope_cache_write};

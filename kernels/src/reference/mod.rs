@@ -12,7 +12,7 @@ mod rope;
 
 pub use activation::{add, gated_silu};
 pub use attention::attention;
-pub use embedding::embedding;
-pub use linear::linear;
+pub use embedding::{add_embedding, embedding};
+pub use linear::{linear, linear_per_head};
 pub use norm::{add_rms_norm, rms_norm};
 pub use rope::{rope, write_cache};

@@ -123,16 +123,18 @@ impl<E: Element> Row for Stored<'_, E> {
     }
 }
 
-/// Converts a row to f32. `out` is as long as the row.
+/// Converts a row to f32 and writes it to `out`, or adds it. `out` is as long as the row.
 #[inline(always)]
-pub(in crate::cpu) fn widen<S: Simd>(simd: S, row: impl Row, out: &mut [f32]) {
-    debug_assert_eq!(row.len(), out.len());
+pub(in crate::cpu) fn widen<S: Simd, const ADD: bool>(simd: S, row: impl Row, out: &mut [f32]) {
+    assert_eq!(row.len(), out.len());
     let whole = row.len() - row.len() % S::LANES;
-    for (out, at) in out.chunks_exact_mut(S::LANES).zip((0..whole).step_by(S::LANES)) {
-        // SAFETY: a whole register is left at `at`.
-        simd.write(unsafe { row.load(simd, at) }, out);
+    for at in (0..whole).step_by(S::LANES) {
+        // SAFETY: a whole register is left at `at`, of `out` as of the row.
+        let (wide, old) = unsafe { (row.load(simd, at), (&*out).load(simd, at)) };
+        simd.write(if ADD { simd.add(old, wide) } else { wide }, &mut out[at..]);
     }
     if whole < row.len() {
-        simd.write(row.load_tail(simd, whole), &mut out[whole..]);
+        let (wide, old) = (row.load_tail(simd, whole), (&*out).load_tail(simd, whole));
+        simd.write(if ADD { simd.add(old, wide) } else { wide }, &mut out[whole..]);
     }
 }

@@ -1,0 +1,185 @@
+use std::ops::Range;
+
+use super::softmax::{Seen, add_slope, soft_cap, weigh};
+use super::values::add_values;
+use super::{GROUP, HEADS, Inputs, KEYS, TOKENS};
+use crate::cpu::dot::dots;
+use crate::cpu::simd::{Kernel, Simd};
+use crate::cpu::tile::Tile;
+use crate::{HeadShape, Sequence, Values};
+
+/// Some tokens of a sequence, and some query heads of one key/value head.
+pub(super) struct Piece<'a> {
+    pub(super) inputs: Inputs<'a>,
+    pub(super) sequence: &'a Sequence<'a>,
+    /// Rows of the batch, at most [`TOKENS`].
+    pub(super) tokens: Range<usize>,
+    /// At most [`HEADS`].
+    pub(super) heads: Range<usize>,
+    /// `[tokens, heads, value_dim]`
+    pub(super) out: Tile<'a>,
+}
+
+/// Scores of a group, and then their exponentials.
+type Scores = [[f32; GROUP]; HEADS];
+
+/// The vectors of a group; empty where there are fewer.
+type Vectors<'a> = [&'a [f32]; GROUP];
+
+/// Consecutive positions, scored and weighted together.
+struct Group<'a> {
+    /// The first position.
+    first: usize,
+    keys: Vectors<'a>,
+    values: Vectors<'a>,
+}
+
+impl Kernel for Piece<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let Inputs { value_dim, keys, values, rules, .. } = self.inputs;
+        let mut seen = [self.nothing_seen(); TOKENS];
+        for token in 0..self.tokens.len() {
+            self.out.row_mut(token).fill(0.0);
+        }
+        let context = self.position(self.tokens.end);
+        let first_visible = rules.first_visible(self.position(self.tokens.start));
+        let (mut packed_keys, mut packed_values) = (Vec::new(), Vec::new());
+        for first in (first_visible / GROUP * GROUP..context).step_by(GROUP) {
+            let slots = &self.sequence.slots[first..context.min(first + GROUP)];
+            let keys = self.vectors(keys, self.inputs.shape.head_dim, slots, &mut packed_keys);
+            let values = match values {
+                Values::Own(values) => self.vectors(values, value_dim, slots, &mut packed_values),
+                Values::InKeys => keys.map(|key| key.get(..value_dim).unwrap_or_default()),
+            };
+            let group = Group { first, keys, values };
+            for (token, seen) in self.tokens.clone().zip(&mut seen) {
+                let position = self.position(token);
+                let start = rules.first_visible(position).saturating_sub(first);
+                let end = (position + 1).saturating_sub(first).min(GROUP);
+                if start < end {
+                    self.attend(simd, token, &group, start..end, seen);
+                }
+            }
+        }
+        for (token, seen) in seen.iter().enumerate().take(self.tokens.len()) {
+            for (out, seen) in self.out.row_mut(token).chunks_exact_mut(value_dim).zip(seen) {
+                out.iter_mut().for_each(|out| *out /= seen.sum);
+            }
+        }
+    }
+}
+
+impl Piece<'_> {
+    /// Position of a row of the batch in its sequence.
+    fn position(&self, token: usize) -> usize {
+        self.sequence.start + (token - self.sequence.rows.start)
+    }
+
+    /// What the softmax of each head has seen before the first key.
+    fn nothing_seen(&self) -> [Seen; HEADS] {
+        let mut seen = [Seen::NOTHING; HEADS];
+        if let Some(sinks) = self.inputs.rules.sinks {
+            for (seen, &sink) in seen.iter_mut().zip(&sinks[self.heads.clone()]) {
+                *seen = Seen::sink(sink);
+            }
+        }
+        seen
+    }
+
+    /// This key/value head's vectors in some slots; `cache`: `[slots, kv_heads, width]`.
+    ///
+    /// In the cache they are a power of two apart, so a few sets of the nearest cache have to hold them all. Where
+    /// several tokens read them, they are copied next to each other first.
+    #[inline(always)]
+    fn vectors<'v>(
+        &self,
+        cache: &'v [f32],
+        width: usize,
+        slots: &[u32],
+        packed: &'v mut Vec<f32>,
+    ) -> Vectors<'v> {
+        let HeadShape { heads, kv_heads, .. } = self.inputs.shape;
+        let kv_head = self.heads.start / (heads / kv_heads);
+        let cached =
+            slots.iter().map(|&slot| &cache[(slot as usize * kv_heads + kv_head) * width..][..width]);
+
+        let mut vectors: Vectors<'v> = [&[]; GROUP];
+        if self.tokens.len() > 1 {
+            packed.clear();
+            cached.for_each(|vector| packed.extend_from_slice(vector));
+            vectors.iter_mut().zip(packed.chunks_exact(width)).for_each(|(vector, packed)| *vector = packed);
+        } else {
+            vectors.iter_mut().zip(cached).for_each(|(vector, cached)| *vector = cached);
+        }
+        vectors
+    }
+
+    /// Takes what a token sees of a group into its result; `visible` counts from the group's first position.
+    #[inline(always)]
+    fn attend<S: Simd>(
+        &mut self,
+        simd: S,
+        token: usize,
+        group: &Group<'_>,
+        visible: Range<usize>,
+        seen: &mut [Seen; HEADS],
+    ) {
+        let mut scores: Scores = [[f32::NEG_INFINITY; GROUP]; HEADS];
+        match self.heads.len() {
+            1 => self.score::<S, 1>(simd, token, visible.clone(), &group.keys, &mut scores),
+            2 | 4 => self.score::<S, 2>(simd, token, visible.clone(), &group.keys, &mut scores),
+            _ => self.score::<S, 3>(simd, token, visible.clone(), &group.keys, &mut scores),
+        }
+        self.bend(simd, token, group.first, visible.clone(), &mut scores);
+        let value_dim = self.inputs.value_dim;
+        let out = self.out.row_mut(token - self.tokens.start);
+        for ((out, scores), seen) in out.chunks_exact_mut(value_dim).zip(&mut scores).zip(seen) {
+            let fade = weigh(simd, scores, seen);
+            add_values(simd, fade, &scores[visible.clone()], &group.values[visible.clone()], out);
+        }
+    }
+
+    /// Scores of a token's heads, `C` at a time, with the visible keys, `KEYS` at a time. A tile that reaches beyond the
+    /// last key or head repeats it instead, and leaves the results.
+    #[inline(always)]
+    fn score<S: Simd, const C: usize>(
+        &self,
+        simd: S,
+        token: usize,
+        visible: Range<usize>,
+        keys: &Vectors<'_>,
+        scores: &mut Scores,
+    ) {
+        let Inputs { shape: HeadShape { heads, head_dim, .. }, scale, query, .. } = self.inputs;
+        for head in self.heads.clone().step_by(C) {
+            let queries: [&[f32]; C] = std::array::from_fn(|c| {
+                let head = (head + c).min(self.heads.end - 1);
+                &query[(token * heads + head) * head_dim..][..head_dim]
+            });
+            for key in visible.clone().step_by(KEYS) {
+                let tile: [&[f32]; KEYS] = std::array::from_fn(|k| keys[(key + k).min(visible.end - 1)]);
+                for (key, products) in (key..visible.end).zip(dots(simd, tile, queries)) {
+                    for (head, product) in (head..self.heads.end).zip(products) {
+                        scores[head - self.heads.start][key] = product * scale;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Applies the rules that change scores.
+    #[inline(always)]
+    fn bend<S: Simd>(&self, simd: S, token: usize, first: usize, visible: Range<usize>, scores: &mut Scores) {
+        if let Some(cap) = self.inputs.rules.soft_cap {
+            for scores in &mut scores[..self.heads.len()] {
+                soft_cap(simd, cap, visible.clone(), scores);
+            }
+        }
+        if let Some(slopes) = self.inputs.rules.slopes {
+            for (scores, &slope) in scores.iter_mut().zip(&slopes[self.heads.clone()]) {
+                add_slope(slope, first, self.position(token), scores);
+            }
+        }
+    }
+}
