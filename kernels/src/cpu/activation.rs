@@ -140,18 +140,30 @@ impl Kernel for Gated<'_> {
 /// `x = f(x)`
 #[inline(always)]
 fn map<S: Simd>(simd: S, x: &mut [f32], f: impl Function) {
-    for at in (0..x.len()).step_by(S::LANES) {
-        let value = (&*x).register(simd, at);
+    let whole = x.len() - x.len() % S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        // SAFETY: a whole register is left at `at`.
+        let value = unsafe { (&*x).load(simd, at) };
         simd.write(f.of(simd, value), &mut x[at..]);
+    }
+    if whole < x.len() {
+        let value = (&*x).load_tail(simd, whole);
+        simd.write(f.of(simd, value), &mut x[whole..]);
     }
 }
 
 /// `gate = f(gate, up)`
 #[inline(always)]
 fn join<S: Simd>(simd: S, gate: &mut [f32], up: &[f32], f: impl Gate) {
-    for at in (0..gate.len()).step_by(S::LANES) {
-        let value = f.of(simd, (&*gate).register(simd, at), up.register(simd, at));
-        simd.write(value, &mut gate[at..]);
+    let whole = gate.len() - gate.len() % S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        // SAFETY: a whole register is left at `at`, of `up` as of `gate`.
+        let (value, up) = unsafe { ((&*gate).load(simd, at), up.load(simd, at)) };
+        simd.write(f.of(simd, value, up), &mut gate[at..]);
+    }
+    if whole < gate.len() {
+        let (value, up) = ((&*gate).load_tail(simd, whole), up.load_tail(simd, whole));
+        simd.write(f.of(simd, value, up), &mut gate[whole..]);
     }
 }
 

@@ -1,7 +1,7 @@
 use super::Cpu;
 use super::activation::sum_into;
 use super::dot::{dots, sum};
-use super::simd::{Kernel, Row, Simd};
+use super::simd::{Kernel, Simd};
 use crate::error::check_length;
 use crate::{Norm, NormKind, OpError};
 
@@ -100,24 +100,28 @@ fn normalize<S: Simd>(simd: S, norm: &Norm<'_>, index: usize, mut x: Option<&[f3
     let width = norm.width as f32;
     if norm.kind == NormKind::Layer {
         // The mean goes first: the mean square less the square of the mean would lose its digits.
-        let mean = simd.splat(sum(simd, x.unwrap_or(out)) / width);
-        for at in (0..out.len()).step_by(S::LANES) {
-            let value = x.unwrap_or(out).register(simd, at);
-            simd.write(simd.sub(value, mean), &mut out[at..]);
+        let mean = sum(simd, x.unwrap_or(out)) / width;
+        match x {
+            Some(x) => out.iter_mut().zip(x).for_each(|(out, x)| *out = x - mean),
+            None => out.iter_mut().for_each(|out| *out -= mean),
         }
         x = None;
     }
     let [[squares]] = dots(simd, [x.unwrap_or(out)], [x.unwrap_or(out)]);
-    let factor = simd.splat(1.0 / (squares / width + norm.eps).sqrt());
-    let (weight, bias) = (norm.weight_of(index), norm.bias_of(index));
-    for at in (0..out.len()).step_by(S::LANES) {
-        let mut value = simd.mul(x.unwrap_or(out).register(simd, at), factor);
-        if let Some(weight) = weight {
-            value = simd.mul(value, weight.register(simd, at));
+    let factor = 1.0 / (squares / width + norm.eps).sqrt();
+    match (x, norm.weight_of(index)) {
+        (Some(x), Some(weight)) => {
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = x * factor * weight;
+            }
         }
-        if let Some(bias) = bias {
-            value = simd.add(value, bias.register(simd, at));
+        (Some(x), None) => out.iter_mut().zip(x).for_each(|(out, x)| *out = x * factor),
+        (None, Some(weight)) => {
+            out.iter_mut().zip(weight).for_each(|(out, weight)| *out = *out * factor * weight);
         }
-        simd.write(value, &mut out[at..]);
+        (None, None) => out.iter_mut().for_each(|out| *out *= factor),
+    }
+    if let Some(bias) = norm.bias_of(index) {
+        out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
     }
 }
