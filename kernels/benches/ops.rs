@@ -8,8 +8,11 @@ use std::sync::LazyLock;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use kernels::cpu::{self, Attention, Cpu, Isa, Product};
-use kernels::{AttentionRules, DType, HeadShape, Matrix, Sequence, Values};
+use kernels::cpu::{self, Attention, Cpu, ExpertScratch, Experts, Isa, Product};
+use kernels::{
+    Activation, AttentionRules, DType, Expert, Gating, HeadShape, Matrix, Norm, NormKind, Normalize,
+    Projection, Routes, Routing, Score, Sequence, Values,
+};
 
 /// All threads of this machine.
 static CPU: LazyLock<Cpu> = LazyLock::new(|| {
@@ -151,19 +154,112 @@ fn attention(bencher: Bencher<'_, '_>, layer: Layer, batch: usize, tokens: usize
     });
 }
 
-/// Operations on the residual stream of a model of width 2048.
+/// On the residual stream of a model of width 2048.
 #[divan::bench(args = [1, 16, 256])]
 fn add_rms_norm(bencher: Bencher<'_, '_>, tokens: usize) {
+    add_norm(bencher, NormKind::Rms, tokens);
+}
+
+#[divan::bench(args = [1, 16, 256])]
+fn add_layer_norm(bencher: Bencher<'_, '_>, tokens: usize) {
+    add_norm(bencher, NormKind::Layer, tokens);
+}
+
+fn add_norm(bencher: Bencher<'_, '_>, kind: NormKind, tokens: usize) {
     let (delta, weight) = (vec![0.0; tokens * 2048], vec![1.0; 2048]);
     let (mut residual, mut out) = (vec![0.5; delta.len()], vec![0.0; delta.len()]);
+    let norm = Norm { kind, width: 2048, weight: Some(&weight), bias: None, eps: 1e-5 };
     bencher.bench_local(|| {
-        cpu::add_rms_norm(&CPU, &mut residual, &delta, &weight, 1e-5, &mut out).expect("shapes that fit");
+        cpu::add_norm(&CPU, &mut residual, &delta, &norm, &mut out).expect("shapes that fit");
     });
+}
+
+/// Queries of 32 heads, each with the same weight.
+#[divan::bench(args = [1, 16, 256])]
+fn norm_of_heads_in_place(bencher: Bencher<'_, '_>, tokens: usize) {
+    let (mut x, weight) = (vec![0.5; tokens * 32 * 128], vec![1.0; 128]);
+    let norm = Norm { kind: NormKind::Rms, width: 128, weight: Some(&weight), bias: None, eps: 1e-5 };
+    bencher.bench_local(|| cpu::norm_in_place(&CPU, &mut x, &norm).expect("shapes that fit"));
 }
 
 /// The gate of a model of inner width 8192.
 #[divan::bench(args = [1, 16, 256])]
 fn gated_silu(bencher: Bencher<'_, '_>, tokens: usize) {
+    gated(bencher, Activation::Silu, tokens);
+}
+
+#[divan::bench(args = [1, 16, 256])]
+fn gated_gelu(bencher: Bencher<'_, '_>, tokens: usize) {
+    gated(bencher, Activation::Gelu, tokens);
+}
+
+fn gated(bencher: Bencher<'_, '_>, activation: Activation, tokens: usize) {
     let (mut gate, up) = (vec![0.5; tokens * 8192], vec![0.5; tokens * 8192]);
-    bencher.bench_local(|| cpu::gated_silu(&CPU, &mut gate, &up).expect("equal lengths"));
+    let gating = Gating::Activation(activation);
+    bencher.bench_local(|| cpu::gated(&CPU, gating, &mut gate, &up).expect("equal lengths"));
+}
+
+/// The mixture of a model of 30B parameters of which 3B are active: experts, of them chosen, width, inner width.
+const MIXTURE: [usize; 4] = [128, 8, 2048, 768];
+
+/// Routes that differ from token to token, as those of different texts do.
+fn routes(tokens: usize) -> Routes {
+    let [experts, chosen, ..] = MIXTURE;
+    // Steps of a number that shares no factor with 2^16 visit all remainders.
+    let logits: Vec<f32> = (0..tokens * experts).map(|at| (at * 40_503 % 65_536) as f32 / 8192.0).collect();
+    let mut routes = Routes::default();
+    cpu::route(&CPU, &logits, &routing(experts, chosen), &mut routes).expect("shapes that fit");
+    routes
+}
+
+fn routing(experts: usize, chosen: usize) -> Routing<'static> {
+    let normalize = Normalize::Sum { eps: 0.0 };
+    Routing { experts, chosen, score: Score::Softmax, groups: None, correction: None, normalize, scale: 1.0 }
+}
+
+#[divan::bench(args = [1, 64])]
+fn route_8_of_128(bencher: Bencher<'_, '_>, tokens: usize) {
+    let logits: Vec<f32> = (0..tokens * 128).map(|at| (at * 40_503 % 65_536) as f32 / 8192.0).collect();
+    let mut routes = Routes::default();
+    bencher.bench_local(|| {
+        let logits = divan::black_box(&logits);
+        cpu::route(&CPU, logits, &routing(128, 8), &mut routes).expect("shapes that fit");
+    });
+}
+
+/// Bytes are those of the weights of the chosen experts, items are multiply-adds.
+#[divan::bench(args = [1, 8, 64, 256], sample_count = 20)]
+fn experts_8_of_128(bencher: Bencher<'_, '_>, tokens: usize) {
+    let [count, chosen, width, inner] = MIXTURE;
+    let bytes: Vec<Vec<u8>> = (0..count).map(|_| vec![0x3c; 3 * width * inner * 2]).collect();
+    let experts: Vec<Expert<'_>> = bytes
+        .iter()
+        .map(|bytes| {
+            let (first, rest) = bytes.split_at(width * inner * 2);
+            let (second, third) = rest.split_at(width * inner * 2);
+            let matrix = |bytes, rows, cols| Projection {
+                weight: Matrix::new(bytes, DType::BF16, rows, cols).expect("bytes of that shape"),
+                bias: None,
+            };
+            Expert {
+                gate: matrix(first, inner, width),
+                up: matrix(second, inner, width),
+                down: matrix(third, width, inner),
+            }
+        })
+        .collect();
+    let routes = routes(tokens);
+    let mut touched = routes.experts.clone();
+    touched.sort_unstable();
+    touched.dedup();
+    let (input, mut out) = (vec![0.5; tokens * width], vec![0.0; tokens * width]);
+    let (gating, mut scratch) = (Gating::Activation(Activation::Silu), ExpertScratch::default());
+    let bencher = bencher
+        .counter(BytesCount::new(touched.len() * bytes[0].len()))
+        .counter(ItemsCount::new(tokens * chosen * 3 * width * inner));
+    bencher.bench_local(|| {
+        let (input, scratch) = (divan::black_box(&input[..]), &mut scratch);
+        let args = Experts { input, routes: &routes, experts: &experts, gating, scratch, out: &mut out };
+        cpu::experts(&CPU, args).expect("shapes that fit");
+    });
 }

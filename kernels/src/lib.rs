@@ -4,10 +4,13 @@
 //! |---|---|---|---|
 //! | `embedding`, `add_embedding` | rows of a table, or of a rank's part of it; learned positions | `reference/embedding.rs` | `cpu/embedding.rs` |
 //! | `linear`, `linear_per_head` | products with weight matrices, biases added; one weight per head | `reference/linear.rs` | `cpu/linear.rs` |
-//! | `rms_norm`, `add_rms_norm` | root-mean-square norm, after adding to the residual stream | `reference/norm.rs` | `cpu/norm.rs` |
+//! | `norm`, `norm_in_place`, `add_norm` | root-mean-square or layer norm, also after adding to the residual stream | `reference/norm.rs` | `cpu/norm.rs` |
 //! | `rope_cache_write` | rotates queries and keys, stores keys and values | `reference/rope.rs` | `cpu/rope.rs` |
 //! | `attention` | causal attention over the paged cache, by its [`AttentionRules`] | `reference/attention.rs` | `cpu/attention/` |
-//! | `gated_silu`, `add` | SwiGLU's gate; the residual | `reference/activation.rs` | `cpu/activation.rs` |
+//! | `activate`, `gated` | the functions of an MLP, alone or as the gate of its other half | `reference/activation.rs` | `cpu/activation.rs` |
+//! | `scale`, `add`, `clamp`, `soft_cap` | element by element | `reference/activation.rs` | `cpu/activation.rs` |
+//! | `route` | which experts a token goes to | `reference/routing.rs` | `cpu/routing.rs` |
+//! | `experts` | a mixture of experts | `reference/experts.rs` | `cpu/experts.rs` |
 //!
 //! Read `reference/` for what an operation is, and [`cpu`] for how it is made fast. The weights are [`Matrix`] views of a
 //! mapped checkpoint, never copied or converted ahead; everything else is f32 in the caller's buffers. A step of a model
@@ -18,7 +21,7 @@
 //! Invariants:
 //!
 //! - The reference is plain loops in f64, written to be read. It is what the other versions are compared with
-//!   (`tests/parity.rs`).
+//!   (`tests/parity/`).
 //! - An output element is summed in one fixed order, whatever the number of rows, threads or neighbours: a request's
 //!   tokens depend on the request alone (`tests/determinism.rs`, bit for bit). Only the instruction set changes it.
 //! - Every operation checks its shapes before it touches memory, and answers a mismatch with [`OpError`].
@@ -34,12 +37,20 @@ pub mod collective;
 pub mod cpu;
 pub mod reference;
 
+mod activation;
 mod attention;
 mod error;
+mod experts;
 mod matrix;
+mod norm;
 mod paged;
+mod routing;
 
+pub use activation::{Activation, Gating};
 pub use attention::{AttentionRules, Values};
 pub use error::OpError;
+pub use experts::{Expert, Projection};
 pub use matrix::{DType, Matrix, RowLayout};
+pub use norm::{Norm, NormKind};
 pub use paged::{HeadShape, RopeLayout, RopeTable, Sequence};
+pub use routing::{GroupScore, Groups, Normalize, Routes, Routing, Score};

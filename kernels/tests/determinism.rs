@@ -4,9 +4,12 @@ mod data;
 
 use std::ops::Range;
 
-use data::{DTYPES, Random, Weight, cpus, unwritten};
-use kernels::cpu::{self, Attention, Cpu, Product};
-use kernels::{AttentionRules, DType, HeadShape, Sequence, Values};
+use data::{DTYPES, Mixture, Random, Weight, cpus, unwritten};
+use kernels::cpu::{self, Attention, Cpu, ExpertScratch, Experts, Product};
+use kernels::{
+    Activation, AttentionRules, DType, Gating, GroupScore, Groups, HeadShape, Norm, NormKind, Normalize,
+    Routes, Routing, Score, Sequence, Values,
+};
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
@@ -303,25 +306,133 @@ fn a_window_longer_than_the_context_changes_nothing() {
 }
 
 #[test]
-fn element_wise_results_do_not_depend_on_their_place() {
+fn rows_are_normalized_the_same_in_every_place() {
     let mut random = Random::new(9);
-    let width = 77;
-    let (x, y, weight) = (random.numbers(4000 * width), random.numbers(4000 * width), random.numbers(width));
+    let (width, heads, tokens) = (77, 5, 3000);
+    let row = heads * width;
+    let (x, delta) = (random.numbers(tokens * row), random.numbers(tokens * row));
+    let (weight, bias) = (random.numbers(row), random.numbers(row));
+    for kind in [NormKind::Rms, NormKind::Layer] {
+        let norm = Norm { kind, width, weight: Some(&weight), bias: Some(&bias), eps: 1e-6 };
+        let all = |cpu: &Cpu, place: Range<usize>| {
+            let (mut normed, mut added) = (unwritten(place.len()), unwritten(place.len()));
+            let (mut in_place, mut residual) = (x[place.clone()].to_vec(), x[place.clone()].to_vec());
+            cpu::norm(cpu, &x[place.clone()], &norm, &mut normed).expect("shapes that fit");
+            cpu::norm_in_place(cpu, &mut in_place, &norm).expect("shapes that fit");
+            cpu::add_norm(cpu, &mut residual, &delta[place], &norm, &mut added).expect("shapes that fit");
+            [normed, in_place, added, residual].map(|result| bits(&result))
+        };
+        check_places(tokens, row, all);
+    }
+}
+
+#[test]
+fn elements_are_computed_the_same_in_every_place() {
+    let mut random = Random::new(10);
+    let (width, tokens) = (77, 4000);
+    let spread = |numbers: Vec<f32>| numbers.into_iter().map(|x| x * 5.0).collect::<Vec<_>>();
+    let (x, up) = (spread(random.numbers(tokens * width)), random.numbers(tokens * width));
+    for activation in
+        [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu]
+    {
+        let all = |cpu: &Cpu, place: Range<usize>| {
+            let [mut active, mut gate, mut capped] = [(); 3].map(|()| x[place.clone()].to_vec());
+            cpu::activate(cpu, activation, &mut active).expect("any length");
+            cpu::gated(cpu, Gating::Activation(activation), &mut gate, &up[place]).expect("equal lengths");
+            cpu::soft_cap(cpu, &mut capped, 3.0).expect("a positive cap");
+            [active, gate, capped].map(|result| bits(&result))
+        };
+        check_places(tokens, width, all);
+    }
+}
+
+/// What `run` answers for all tokens, `width` elements each, on several threads, must hold what it answers for one of
+/// them alone on one thread.
+fn check_places<const N: usize>(
+    tokens: usize,
+    width: usize,
+    run: impl Fn(&Cpu, Range<usize>) -> [Vec<u32>; N],
+) {
     for (of_isa, alone) in cpus(1).iter().enumerate() {
         for threads in [1, 3] {
             let cpu = &cpus(threads)[of_isa];
-            let (mut gate, mut normed) = (x.clone(), unwritten(x.len()));
-            cpu::gated_silu(cpu, &mut gate, &y).expect("equal lengths");
-            cpu::rms_norm(cpu, &x, &weight, 1e-6, &mut normed).expect("shapes that fit");
-            for token in [0, 1, 1999, 3999] {
+            let whole = run(cpu, 0..tokens * width);
+            for token in [0, 1, tokens / 2, tokens - 1] {
                 let place = token * width..(token + 1) * width;
-                let (mut gate_alone, mut normed_alone) = (x[place.clone()].to_vec(), unwritten(width));
-                cpu::gated_silu(alone, &mut gate_alone, &y[place.clone()]).expect("equal lengths");
-                cpu::rms_norm(alone, &x[place.clone()], &weight, 1e-6, &mut normed_alone)
-                    .expect("shapes that fit");
-                assert_eq!(bits(&gate[place.clone()]), bits(&gate_alone));
-                assert_eq!(bits(&normed[place]), bits(&normed_alone));
+                let found = whole.each_ref().map(|result| result[place.clone()].to_vec());
+                assert!(found == run(alone, place), "{:?} on {threads} threads: token {token}", cpu.isa());
             }
         }
     }
+}
+
+#[test]
+fn a_token_is_routed_the_same_in_every_batch() {
+    let mut random = Random::new(11);
+    let (tokens, experts, chosen) = (700, 60, 6);
+    let logits = random.numbers(tokens * experts);
+    let correction = random.numbers(experts);
+    let groups = Some(Groups { count: 6, chosen: 3, score: GroupScore::TwoBest });
+    for score in [Score::Softmax, Score::Sigmoid, Score::SoftmaxOfChosen, Score::SparseMixer { jitter: 0.01 }]
+    {
+        let normalize = Normalize::Sum { eps: 1e-20 };
+        let correction = Some(&correction[..]);
+        let routing = Routing { experts, chosen, score, groups, correction, normalize, scale: 2.5 };
+        for (of_isa, alone) in cpus(1).iter().enumerate() {
+            let mut expected = Routes::default();
+            for token in logits.chunks_exact(experts) {
+                let mut routes = Routes::default();
+                cpu::route(alone, token, &routing, &mut routes).expect("shapes that fit");
+                expected.experts.extend(routes.experts);
+                expected.weights.extend(routes.weights);
+            }
+            for threads in [1, 3] {
+                let mut found = Routes::default();
+                cpu::route(&cpus(threads)[of_isa], &logits, &routing, &mut found).expect("shapes that fit");
+                assert!(found.experts == expected.experts && bits(&found.weights) == bits(&expected.weights));
+            }
+        }
+    }
+}
+
+/// Batches of one token to all, through one scratch, against one token at a time through its own.
+fn check_experts(mixture: &Mixture, per_token: usize, batches: &[usize]) {
+    let tokens_max = batches.iter().copied().max().expect("batches");
+    let mut random = Random::new(12);
+    let input = random.numbers(tokens_max * mixture.width);
+    let routes = mixture.routes(&mut random, tokens_max, per_token);
+    let experts = mixture.experts();
+    let run = |cpu: &Cpu, tokens: Range<usize>, scratch: &mut ExpertScratch| {
+        let input = &input[tokens.start * mixture.width..tokens.end * mixture.width];
+        let place = tokens.start * per_token..tokens.end * per_token;
+        let routes = &Routes {
+            experts: routes.experts[place.clone()].to_vec(),
+            weights: routes.weights[place].to_vec(),
+        };
+        let (gating, mut out) = (Gating::Activation(Activation::Silu), unwritten(input.len()));
+        let args = Experts { input, routes, experts: &experts, gating, scratch, out: &mut out };
+        cpu.install(|| cpu::experts(cpu, args)).expect("shapes that fit");
+        bits(&out)
+    };
+    for (of_isa, alone) in cpus(1).iter().enumerate() {
+        let expected: Vec<u32> = (0..tokens_max)
+            .flat_map(|token| run(alone, token..token + 1, &mut ExpertScratch::default()))
+            .collect();
+        for threads in 1..=4 {
+            let (cpu, scratch) = (&cpus(threads)[of_isa], &mut ExpertScratch::default());
+            for &tokens in batches {
+                let found = run(cpu, 0..tokens, scratch);
+                let what = format!("{:?}: {tokens} tokens on {threads} threads", cpu.isa());
+                assert!(found == expected[..tokens * mixture.width], "{what} differ from one at a time");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_token_gets_the_same_from_its_experts_whoever_else_goes_there() {
+    for dtype in DTYPES {
+        check_experts(&Mixture::new(dtype, 8, 70, 45, true), 2, &[33, 1, 2, 7, 3, 60]);
+    }
+    check_experts(&Mixture::new(DType::BF16, 40, 320, 96, false), 8, &[1, 64, 5]);
 }

@@ -45,6 +45,21 @@ pub(super) fn dots<S: Simd, W: Row, const R: usize, const C: usize>(
     reduce(simd, sums)
 }
 
+/// The sum of a row, in the same order.
+#[inline(always)]
+pub(super) fn sum<S: Simd>(simd: S, row: impl Row) -> f32 {
+    let mut sum = simd.zero();
+    let whole = row.len() - row.len() % S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        // SAFETY: a whole register is left at `at`.
+        sum = simd.add(sum, unsafe { row.load(simd, at) });
+    }
+    if whole < row.len() {
+        sum = simd.add(sum, row.load_tail(simd, whole));
+    }
+    simd.sum(sum)
+}
+
 /// The sum of each register's lanes. They are added four registers at a time, down each column.
 #[inline(always)]
 fn reduce<S: Simd, const R: usize, const C: usize>(simd: S, sums: [[S::Register; C]; R]) -> [[f32; C]; R] {

@@ -6,13 +6,17 @@
 mod activation;
 mod attention;
 mod embedding;
+mod experts;
 mod linear;
 mod norm;
 mod rope;
+mod routing;
 
-pub use activation::{add, gated_silu};
+pub use activation::{activate, add, clamp, gated, scale, soft_cap};
 pub use attention::attention;
 pub use embedding::{add_embedding, embedding};
+pub use experts::experts;
 pub use linear::{linear, linear_per_head};
-pub use norm::{add_rms_norm, rms_norm};
+pub use norm::{add_norm, norm};
 pub use rope::{rope, write_cache};
+pub use routing::route;

@@ -1,10 +1,13 @@
 //! Repeatable inputs for the tests, and every way to run them.
 
+mod mixture;
+
 use std::num::NonZeroUsize;
 
 use half::{bf16, f16};
 use kernels::cpu::{Cpu, Isa};
 use kernels::{DType, Matrix};
+pub(crate) use mixture::Mixture;
 
 pub(crate) const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 

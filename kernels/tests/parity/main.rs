@@ -5,9 +5,11 @@ mod attention;
 #[path = "../data/mod.rs"]
 mod data;
 mod embedding;
+mod experts;
 mod linear;
 mod norm;
 mod rope;
+mod routing;
 mod view;
 
 const SIZES: [usize; 10] = [1, 3, 7, 8, 17, 48, 112, 257, 512, 1030];

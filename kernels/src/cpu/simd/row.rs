@@ -14,6 +14,17 @@ pub(in crate::cpu) trait Row: Copy {
 
     /// Elements from `at` to the end, fewer than `LANES`, and then zeros.
     fn load_tail<S: Simd>(self, simd: S, at: usize) -> S::Register;
+
+    /// Elements from `at`, `LANES` or those that are left, and then zeros.
+    #[inline(always)]
+    fn register<S: Simd>(self, simd: S, at: usize) -> S::Register {
+        if at + S::LANES <= self.len() {
+            // SAFETY: they are all there.
+            unsafe { self.load(simd, at) }
+        } else {
+            self.load_tail(simd, at)
+        }
+    }
 }
 
 impl Row for &[f32] {
