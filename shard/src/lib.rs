@@ -13,6 +13,7 @@
 //! - [`layers`]: attention, MLP, norms, rope. Each knows how to load itself; none knows which family it serves.
 //! - [`weights`]: checkpoint files; matrices stay mapped, norms and biases become f32. Names become layers here.
 //! - [`cache`]: keys and values of all requests, by slot.
+//! - [`collective`]: what the ranks of a model do together.
 //! - [`backend`]: the device, its tensors, and the list of operations that layers call.
 //!
 //! Invariants:
@@ -25,6 +26,7 @@
 
 pub mod backend;
 pub mod cache;
+pub mod collective;
 pub mod config;
 pub mod engine;
 pub mod layers;
@@ -43,7 +45,9 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
 use config::{Cli, Command, Config};
+use collective::Ranks;
 use engine::Engine;
+use model::LoadOptions;
 use server::{Identity, Socket};
 use text::tokenizer::Tokenizer;
 
@@ -80,11 +84,9 @@ fn serve(config: Config) -> anyhow::Result<()> {
     }
     let device = backend::Device::cpu(config.threads)?;
     let tokenizer = Tokenizer::load(&config.model)?;
-    let model = model::load(&config.model, device.clone())?;
+    let options = LoadOptions { dtype: config.dtype, ..LoadOptions::default() };
+    let model = model::load(&config.model, &options, device.clone(), Ranks::Alone)?;
     let dtype = model.shape().dtype;
-    if config.dtype.is_some_and(|wanted| wanted != dtype) {
-        tracing::warn!(stored = ?dtype, wanted = ?config.dtype, "weights are served as they are stored");
-    }
     let engine = Engine::start(engine::commands::Parts { model, device, tokenizer, memory: config.memory })?;
     let identity = Identity { dtype, socket: config.socket.clone(), watermark: config.watermark };
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,13 +1,30 @@
 //! The operations on CPUs: tensors become slices, and the kernels do the work.
 
-use kernels::cpu::{self, Cpu};
-use kernels::{OpError, RopeTable};
+use kernels::cpu::{self, Cpu, ExpertScratch};
+use kernels::{Activation, Gating, OpError, RopeTable, Routes, Routing, Values};
 
-use super::{Attention, Product, RmsNorm, RopeAngles, RopeCacheWrite, Tensor};
+use super::{
+    Attention, AttentionRules, Expert, LowRank, Norm, Product, Projection, RopeAngles, RopeCacheWrite, Tensor,
+};
 use crate::weights::Weight;
 
-pub(super) fn embedding(cpu: &Cpu, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<(), OpError> {
-    cpu::embedding(cpu, &table.matrix(), ids, out.host_mut())
+pub(super) fn embedding(
+    cpu: &Cpu,
+    table: &Weight,
+    first: u32,
+    ids: &[u32],
+    out: &mut Tensor,
+) -> Result<(), OpError> {
+    cpu::embedding(cpu, &table.matrix(), ids, first, out.host_mut())
+}
+
+pub(super) fn add_embedding(
+    cpu: &Cpu,
+    table: &Weight,
+    ids: &[u32],
+    out: &mut Tensor,
+) -> Result<(), OpError> {
+    cpu::add_embedding(cpu, &table.matrix(), ids, out.host_mut())
 }
 
 pub(super) fn linear<const N: usize>(
@@ -19,64 +36,218 @@ pub(super) fn linear<const N: usize>(
         weight: weight.matrix(),
         bias: bias.map(Tensor::host),
         out: out.host_mut(),
+        add: false,
     });
     cpu::linear(cpu, input.host(), &mut products)
 }
 
-pub(super) fn rms_norm(
+pub(super) fn linear_per_head(
     cpu: &Cpu,
-    x: &Tensor,
-    RmsNorm { weight, eps }: RmsNorm<'_>,
+    heads: usize,
+    input: &Tensor,
+    weight: &Weight,
     out: &mut Tensor,
 ) -> Result<(), OpError> {
-    cpu::rms_norm(cpu, x.host(), weight.host(), eps, out.host_mut())
+    cpu::linear_per_head(cpu, input.host(), weight.matrix(), heads, out.host_mut())
 }
 
-pub(super) fn add_rms_norm(
+pub(super) fn add_low_rank(cpu: &Cpu, args: LowRank<'_>) -> Result<(), OpError> {
+    let LowRank { rows, a, b, scale, bias, input, out } = args;
+    let limit = input.rows().min(out.rows());
+    if rows.start > rows.end || rows.end > limit {
+        return Err(OpError::Index { op: "add_low_rank", what: "row", index: rows.end, limit });
+    }
+    let inputs = &input.host()[rows.start * input.width()..rows.end * input.width()];
+    let width = out.width();
+    let out = &mut out.host_mut()[rows.start * width..rows.end * width];
+    let mut inner = vec![0.0; rows.len() * a.shape()[0]];
+    let into = cpu::Product { weight: a.matrix(), bias: None, out: &mut inner, add: false };
+    cpu::linear(cpu, inputs, &mut [into])?;
+    cpu::scale(cpu, &mut inner, scale)?;
+    let out = cpu::Product { weight: b.matrix(), bias: bias.map(Tensor::host), out, add: true };
+    cpu::linear(cpu, &inner, &mut [out])
+}
+
+pub(super) fn norm(cpu: &Cpu, x: &Tensor, norm: Norm<'_>, out: &mut Tensor) -> Result<(), OpError> {
+    cpu::norm(cpu, x.host(), &norm.kernel(), out.host_mut())
+}
+
+pub(super) fn norm_in_place(cpu: &Cpu, x: &mut Tensor, norm: Norm<'_>) -> Result<(), OpError> {
+    cpu::norm_in_place(cpu, x.host_mut(), &norm.kernel())
+}
+
+pub(super) fn add_norm(
     cpu: &Cpu,
     residual: &mut Tensor,
     delta: &Tensor,
-    RmsNorm { weight, eps }: RmsNorm<'_>,
+    norm: Norm<'_>,
     out: &mut Tensor,
 ) -> Result<(), OpError> {
-    cpu::add_rms_norm(cpu, residual.host_mut(), delta.host(), weight.host(), eps, out.host_mut())
+    cpu::add_norm(cpu, residual.host_mut(), delta.host(), &norm.kernel(), out.host_mut())
+}
+
+impl<'a> Norm<'a> {
+    fn kernel(self) -> kernels::Norm<'a> {
+        kernels::Norm {
+            kind: self.kind,
+            width: self.width,
+            weight: self.weight.map(Tensor::host),
+            bias: self.bias.map(Tensor::host),
+            eps: self.eps,
+        }
+    }
 }
 
 pub(super) fn rope_cache_write(cpu: &Cpu, args: RopeCacheWrite<'_>) -> Result<(), OpError> {
-    let RopeAngles { cos, sin, rotary_dim, layout } = args.angles;
+    let table = args.angles.map(|RopeAngles { cos, sin, rotary_dim, start, layout, .. }| RopeTable {
+        cos: cos.host(),
+        sin: sin.host(),
+        rotary_dim,
+        start,
+        layout,
+    });
     cpu::rope_cache_write(
         cpu,
         cpu::RopeCacheWrite {
-            table: RopeTable { cos: cos.host(), sin: sin.host(), rotary_dim, layout },
+            table,
             shape: args.heads,
-            positions: args.positions,
+            angles: args.angles.map_or(&[], |angles| angles.rows),
             slots: args.slots,
             query: args.query.host_mut(),
             key: args.key.host_mut(),
-            value: args.value.host(),
-            keys: args.keys.host_mut(),
-            values: args.values.host_mut(),
+            value: args.value.map_or(&[], Tensor::host),
+            value_width: args.value.map_or(0, Tensor::width),
+            keys: args.cache.keys.host_mut(),
+            values: args.cache.values.host_mut(),
         },
     )
 }
 
 pub(super) fn attention(cpu: &Cpu, args: Attention<'_>) -> Result<(), OpError> {
+    let AttentionRules { window, soft_cap, slopes, sinks } = args.rules;
+    let values = match args.cache.values.width() {
+        0 => Values::InKeys,
+        _ => Values::Own(args.cache.values.host()),
+    };
     cpu::attention(
         cpu,
         cpu::Attention {
             shape: args.heads,
+            value_dim: args.value_dim,
             scale: args.scale,
+            rules: kernels::AttentionRules {
+                window,
+                soft_cap,
+                slopes: slopes.map(Tensor::host),
+                sinks: sinks.map(Tensor::host),
+            },
             query: args.query.host(),
-            keys: args.keys.host(),
-            values: args.values.host(),
+            keys: args.cache.keys.host(),
+            values,
             sequences: args.sequences,
             out: args.out.host_mut(),
         },
     )
 }
 
-pub(super) fn gated_silu(cpu: &Cpu, gate: &mut Tensor, up: &Tensor) -> Result<(), OpError> {
-    cpu::gated_silu(cpu, gate.host_mut(), up.host())
+pub(super) fn activate(cpu: &Cpu, activation: Activation, x: &mut Tensor) -> Result<(), OpError> {
+    cpu::activate(cpu, activation, x.host_mut())
+}
+
+pub(super) fn gated(cpu: &Cpu, gating: Gating, gate: &mut Tensor, up: &Tensor) -> Result<(), OpError> {
+    cpu::gated(cpu, gating, gate.host_mut(), up.host())
+}
+
+pub(super) fn scale(cpu: &Cpu, x: &mut Tensor, factor: f32) -> Result<(), OpError> {
+    cpu::scale(cpu, x.host_mut(), factor)
+}
+
+pub(super) fn add(cpu: &Cpu, x: &mut Tensor, delta: &Tensor) -> Result<(), OpError> {
+    cpu::add(cpu, x.host_mut(), delta.host())
+}
+
+pub(super) fn clamp(cpu: &Cpu, x: &mut Tensor, limit: f32) -> Result<(), OpError> {
+    cpu::clamp(cpu, x.host_mut(), limit)
+}
+
+pub(super) fn soft_cap(cpu: &Cpu, x: &mut Tensor, cap: f32) -> Result<(), OpError> {
+    cpu::soft_cap(cpu, x.host_mut(), cap)
+}
+
+/// One factor per row: not worth a kernel of its own.
+pub(super) fn scale_rows(cpu: &Cpu, x: &mut Tensor, gate: &Tensor) -> Result<(), OpError> {
+    if gate.width() != 1 || gate.rows() != x.rows() {
+        let (expected, found) = (x.rows(), gate.host().len());
+        return Err(OpError::Length { op: "scale_rows", what: "gate", expected, found });
+    }
+    let width = x.width().max(1);
+    for (row, gate) in x.host_mut().chunks_exact_mut(width).zip(gate.host()) {
+        cpu::scale(cpu, row, 1.0 / (1.0 + (-gate).exp()))?;
+    }
+    Ok(())
+}
+
+pub(super) fn route(
+    cpu: &Cpu,
+    scores: &Tensor,
+    routing: &Routing<'_>,
+    routes: &mut Routes,
+) -> Result<(), OpError> {
+    cpu::route(cpu, scores.host(), routing, routes)
+}
+
+pub(super) fn experts(
+    cpu: &Cpu,
+    input: &Tensor,
+    routes: &Routes,
+    experts: &[Expert<'_>],
+    gating: Gating,
+    scratch: &mut ExpertScratch,
+    out: &mut Tensor,
+) -> Result<(), OpError> {
+    let experts: Vec<_> = experts
+        .iter()
+        .map(|expert| kernels::Expert {
+            gate: expert.gate.kernel(),
+            up: expert.up.kernel(),
+            down: expert.down.kernel(),
+        })
+        .collect();
+    let input = input.host();
+    cpu::experts(cpu, cpu::Experts { input, routes, experts: &experts, gating, scratch, out: out.host_mut() })
+}
+
+impl<'a> Projection<'a> {
+    fn kernel(&self) -> kernels::Projection<'a> {
+        kernels::Projection { weight: self.weight.matrix(), bias: self.bias.map(Tensor::host) }
+    }
+}
+
+/// Plain copies on the calling thread.
+pub(super) fn copy_parts(
+    parts: usize,
+    from: &Tensor,
+    out_of: usize,
+    to: &mut Tensor,
+    into: usize,
+    width: usize,
+) -> Result<(), OpError> {
+    const OP: &str = "copy_parts";
+    let parts = parts.max(1);
+    if from.rows() != to.rows() {
+        return Err(OpError::Length { op: OP, what: "rows", expected: from.rows(), found: to.rows() });
+    }
+    let (from_width, to_width) = (from.width() / parts, to.width() / parts);
+    for (what, end, limit) in [("source", out_of + width, from_width), ("target", into + width, to_width)] {
+        if end > limit {
+            return Err(OpError::Index { op: OP, what, index: end, limit });
+        }
+    }
+    let all = from.host().chunks_exact(from_width.max(1)).zip(to.host_mut().chunks_exact_mut(to_width.max(1)));
+    for (from, to) in all {
+        to[into..into + width].copy_from_slice(&from[out_of..out_of + width]);
+    }
+    Ok(())
 }
 
 /// A few rows, so plain copies on the calling thread.

@@ -10,13 +10,18 @@ mod cpu;
 mod tensor;
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
 
 use kernels::cpu::Cpu;
-use kernels::{HeadShape, OpError, RopeLayout, Sequence};
+use kernels::{
+    Activation, Gating, HeadShape, NormKind, OpError, RopeLayout, Routes, Routing, Sequence,
+};
 
+pub use kernels::cpu::ExpertScratch;
 pub use tensor::Tensor;
 
+use crate::cache::LayerKv;
 use crate::weights::Weight;
 
 /// Where tensors live and operations run. A clone is the same device.
@@ -26,7 +31,7 @@ pub enum Device {
     Cpu(Arc<Cpu>),
 }
 
-/// One product of a [`Device::linear`] call: `out = input * weight^T + bias`.
+/// One product of a [`Device::linear`] call: `out = input * weight^T + bias`, or `out += …` where it adds.
 pub struct Product<'a> {
     /// `[outputs, inputs]`
     pub weight: &'a Weight,
@@ -36,11 +41,35 @@ pub struct Product<'a> {
     pub out: &'a mut Tensor,
 }
 
-/// Parameters of a root-mean-square norm.
+/// A low-rank addition to some rows of a product: `out[rows] += scale * (input[rows] * a^T) * b^T + bias`.
+pub struct LowRank<'a> {
+    /// Rows of `input` and `out`.
+    pub rows: Range<usize>,
+    /// `[rank, inputs]`
+    pub a: &'a Weight,
+    /// `[outputs, rank]`
+    pub b: &'a Weight,
+    /// Multiplies what is added, but not the bias.
+    pub scale: f32,
+    /// `[outputs]`
+    pub bias: Option<&'a Tensor>,
+    /// `[T, inputs]`
+    pub input: &'a Tensor,
+    /// `[T, outputs]`
+    pub out: &'a mut Tensor,
+}
+
+/// Parameters of a norm over rows of `width` elements; a tensor's row may hold several.
 #[derive(Clone, Copy)]
-pub struct RmsNorm<'a> {
-    /// `[width]`
-    pub weight: &'a Tensor,
+pub struct Norm<'a> {
+    /// Which norm.
+    pub kind: NormKind,
+    /// Elements that are normalized together.
+    pub width: usize,
+    /// `[width]`, or several of them that take turns, row by row; `None` is all ones.
+    pub weight: Option<&'a Tensor>,
+    /// Like `weight`, added.
+    pub bias: Option<&'a Tensor>,
     /// Added to the mean of the squares.
     pub eps: f32,
 }
@@ -48,54 +77,87 @@ pub struct RmsNorm<'a> {
 /// Angles of a rotary embedding.
 #[derive(Clone, Copy)]
 pub struct RopeAngles<'a> {
-    /// `[positions, rotary_dim / 2]`
+    /// `[angles, rotary_dim / 2]`
     pub cos: &'a Tensor,
-    /// `[positions, rotary_dim / 2]`
+    /// `[angles, rotary_dim / 2]`
     pub sin: &'a Tensor,
-    /// Rotated elements at the start of each head.
+    /// `[T]`, row of the table of each token.
+    pub rows: &'a [u32],
+    /// Rotated elements of each head.
     pub rotary_dim: usize,
+    /// The first of them.
+    pub start: usize,
     /// How they are paired.
     pub layout: RopeLayout,
 }
 
 /// Arguments of [`Device::rope_cache_write`].
 pub struct RopeCacheWrite<'a> {
-    /// Angles of every position that occurs.
-    pub angles: RopeAngles<'a>,
+    /// Angles of every token; nothing is rotated without.
+    pub angles: Option<RopeAngles<'a>>,
     /// Heads of this layer.
     pub heads: HeadShape,
-    /// `[T]`, position of each token in its own sequence.
-    pub positions: &'a [u32],
     /// `[T]`, where each token's key and value go.
     pub slots: &'a [u32],
     /// `[T, heads * head_dim]`, rotated in place.
     pub query: &'a mut Tensor,
     /// `[T, kv_heads * head_dim]`, rotated in place.
     pub key: &'a mut Tensor,
-    /// `[T, kv_heads * head_dim]`
-    pub value: &'a Tensor,
-    /// `[slots, kv_heads * head_dim]`, this layer's cached keys.
-    pub keys: &'a mut Tensor,
-    /// `[slots, kv_heads * head_dim]`, this layer's cached values.
-    pub values: &'a mut Tensor,
+    /// `[T, value width]`; none where the cache keeps keys only.
+    pub value: Option<&'a Tensor>,
+    /// This layer's cache.
+    pub cache: &'a mut LayerKv,
 }
 
 /// Arguments of [`Device::attention`].
 pub struct Attention<'a> {
     /// Heads of this layer.
     pub heads: HeadShape,
+    /// Elements of a value.
+    pub value_dim: usize,
     /// Multiplies the scores.
     pub scale: f32,
+    /// What else happens to the scores.
+    pub rules: AttentionRules<'a>,
     /// `[T, heads * head_dim]`
     pub query: &'a Tensor,
-    /// `[slots, kv_heads * head_dim]`
-    pub keys: &'a Tensor,
-    /// `[slots, kv_heads * head_dim]`
-    pub values: &'a Tensor,
+    /// This layer's cache. Where it keeps keys only, a value is the beginning of its key.
+    pub cache: &'a LayerKv,
     /// The requests; their rows cover `0 .. T` without overlap.
     pub sequences: &'a [Sequence<'a>],
-    /// `[T, heads * head_dim]`
+    /// `[T, heads * value_dim]`
     pub out: &'a mut Tensor,
+}
+
+/// How scores differ from plain causal attention.
+#[derive(Clone, Copy, Default)]
+pub struct AttentionRules<'a> {
+    /// A token sees itself and this many tokens less one before it.
+    pub window: Option<usize>,
+    /// Scores approach this and no more.
+    pub soft_cap: Option<f32>,
+    /// `[heads]`, ALiBi.
+    pub slopes: Option<&'a Tensor>,
+    /// `[heads]`, one more score per head, without a value.
+    pub sinks: Option<&'a Tensor>,
+}
+
+/// An expert's weights.
+pub struct Expert<'a> {
+    /// Into the gate.
+    pub gate: Projection<'a>,
+    /// Into what is gated.
+    pub up: Projection<'a>,
+    /// Out.
+    pub down: Projection<'a>,
+}
+
+/// A weight with its bias.
+pub struct Projection<'a> {
+    /// `[outputs, inputs]`
+    pub weight: &'a Weight,
+    /// `[outputs]`
+    pub bias: Option<&'a Tensor>,
 }
 
 impl Device {
@@ -129,10 +191,17 @@ impl Device {
         }
     }
 
-    /// `out[t] = table[ids[t]]`; `out`: `[T, width]`.
-    pub fn embedding(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<(), OpError> {
+    /// `out[t] = table[ids[t] - first]`, and zeros for ids that the table does not have; `out`: `[T, width]`.
+    pub fn embedding(&self, table: &Weight, first: u32, ids: &[u32], out: &mut Tensor) -> Result<(), OpError> {
         match self {
-            Self::Cpu(cpu) => cpu::embedding(cpu, table, ids, out),
+            Self::Cpu(cpu) => cpu::embedding(cpu, table, first, ids, out),
+        }
+    }
+
+    /// `out[t] += table[ids[t]]`; `out`: `[T, width]`.
+    pub fn add_embedding(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::add_embedding(cpu, table, ids, out),
         }
     }
 
@@ -143,23 +212,51 @@ impl Device {
         }
     }
 
-    /// `out = norm(x)`, row by row.
-    pub fn rms_norm(&self, x: &Tensor, norm: RmsNorm<'_>, out: &mut Tensor) -> Result<(), OpError> {
+    /// Each head's part of the input with its own rows of the weight. `input`: `[T, heads * inputs]`,
+    /// `weight`: `[heads * outputs, inputs]`, `out`: `[T, heads * outputs]`.
+    pub fn linear_per_head(
+        &self,
+        heads: usize,
+        input: &Tensor,
+        weight: &Weight,
+        out: &mut Tensor,
+    ) -> Result<(), OpError> {
         match self {
-            Self::Cpu(cpu) => cpu::rms_norm(cpu, x, norm, out),
+            Self::Cpu(cpu) => cpu::linear_per_head(cpu, heads, input, weight, out),
+        }
+    }
+
+    /// Adds a low-rank product to some rows.
+    pub fn add_low_rank(&self, args: LowRank<'_>) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::add_low_rank(cpu, args),
+        }
+    }
+
+    /// `out = norm(x)`, row by row.
+    pub fn norm(&self, x: &Tensor, norm: Norm<'_>, out: &mut Tensor) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::norm(cpu, x, norm, out),
+        }
+    }
+
+    /// `x = norm(x)`, row by row.
+    pub fn norm_in_place(&self, x: &mut Tensor, norm: Norm<'_>) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::norm_in_place(cpu, x, norm),
         }
     }
 
     /// `residual += delta`, then `out = norm(residual)`, row by row.
-    pub fn add_rms_norm(
+    pub fn add_norm(
         &self,
         residual: &mut Tensor,
         delta: &Tensor,
-        norm: RmsNorm<'_>,
+        norm: Norm<'_>,
         out: &mut Tensor,
     ) -> Result<(), OpError> {
         match self {
-            Self::Cpu(cpu) => cpu::add_rms_norm(cpu, residual, delta, norm, out),
+            Self::Cpu(cpu) => cpu::add_norm(cpu, residual, delta, norm, out),
         }
     }
 
@@ -177,10 +274,90 @@ impl Device {
         }
     }
 
-    /// `gate = silu(gate) * up`, element by element.
-    pub fn gated_silu(&self, gate: &mut Tensor, up: &Tensor) -> Result<(), OpError> {
+    /// `x = activation(x)`, element by element.
+    pub fn activate(&self, activation: Activation, x: &mut Tensor) -> Result<(), OpError> {
         match self {
-            Self::Cpu(cpu) => cpu::gated_silu(cpu, gate, up),
+            Self::Cpu(cpu) => cpu::activate(cpu, activation, x),
+        }
+    }
+
+    /// `gate = gating(gate) * up`, element by element.
+    pub fn gated(&self, gating: Gating, gate: &mut Tensor, up: &Tensor) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::gated(cpu, gating, gate, up),
+        }
+    }
+
+    /// `x *= factor`.
+    pub fn scale(&self, x: &mut Tensor, factor: f32) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::scale(cpu, x, factor),
+        }
+    }
+
+    /// `x[t] *= sigmoid(gate[t])`; `gate`: `[T, 1]`.
+    pub fn scale_rows(&self, x: &mut Tensor, gate: &Tensor) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::scale_rows(cpu, x, gate),
+        }
+    }
+
+    /// `x += delta`.
+    pub fn add(&self, x: &mut Tensor, delta: &Tensor) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::add(cpu, x, delta),
+        }
+    }
+
+    /// Keeps every element between `-limit` and `limit`.
+    pub fn clamp(&self, x: &mut Tensor, limit: f32) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::clamp(cpu, x, limit),
+        }
+    }
+
+    /// `x = cap * tanh(x / cap)`.
+    pub fn soft_cap(&self, x: &mut Tensor, cap: f32) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::soft_cap(cpu, x, cap),
+        }
+    }
+
+    /// Which experts each token goes to, from its scores `[T, experts]`.
+    pub fn route(&self, scores: &Tensor, routing: &Routing<'_>, routes: &mut Routes) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::route(cpu, scores, routing, routes),
+        }
+    }
+
+    /// Each token's experts, weighted and summed. `input`, `out`: `[T, hidden]`.
+    pub fn experts(
+        &self,
+        input: &Tensor,
+        routes: &Routes,
+        experts: &[Expert<'_>],
+        gating: Gating,
+        scratch: &mut ExpertScratch,
+        out: &mut Tensor,
+    ) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::experts(cpu, input, routes, experts, gating, scratch, out),
+        }
+    }
+
+    /// Rows of both tensors are `parts` equal parts; of each, `width` elements are copied:
+    /// `to[t, part, into ..] = from[t, part, out_of ..]`.
+    pub fn copy_parts(
+        &self,
+        parts: usize,
+        from: &Tensor,
+        out_of: usize,
+        to: &mut Tensor,
+        into: usize,
+        width: usize,
+    ) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(_) => cpu::copy_parts(parts, from, out_of, to, into, width),
         }
     }
 

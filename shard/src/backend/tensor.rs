@@ -49,7 +49,8 @@ impl Tensor {
         Ok(())
     }
 
-    pub(super) fn host_mut(&mut self) -> &mut [f32] {
+    /// The elements, to be written.
+    pub(crate) fn host_mut(&mut self) -> &mut [f32] {
         let Storage::Host(elements) = &mut self.storage;
         &mut elements[..self.rows * self.width]
     }

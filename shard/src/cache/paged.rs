@@ -3,20 +3,19 @@ use proto::units::{BlockCount, BlockSize};
 use thiserror::Error;
 
 use crate::backend::{Device, Tensor};
-use crate::model::ModelShape;
 
 /// What one token occupies: a key and a value per layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
     /// Decoder layers.
     pub layers: usize,
-    /// Key/value heads per layer on this device.
-    pub kv_heads: usize,
-    /// Elements per head.
-    pub head_dim: usize,
+    /// Elements of a key: all heads of this device.
+    pub key_width: usize,
+    /// Elements of a value; 0 where values are found in the keys (latent attention).
+    pub value_width: usize,
 }
 
-/// The paged key/value cache: per layer, keys and values `[slots, kv_heads, head_dim]` in f32.
+/// The paged key/value cache: per layer, keys and values `[slots, width]` in f32.
 ///
 /// Slot `block * block_size + offset` belongs to one token. Memory is zeroed, and taken from the system when a slot is
 /// first written.
@@ -30,9 +29,9 @@ pub struct PagedKv {
 /// One layer's part of the cache.
 #[derive(Debug)]
 pub struct LayerKv {
-    /// `[slots, kv_heads * head_dim]`
+    /// `[slots, key width]`
     pub keys: Tensor,
-    /// `[slots, kv_heads * head_dim]`
+    /// `[slots, value width]`
     pub values: Tensor,
 }
 
@@ -64,20 +63,10 @@ pub enum CacheError {
 impl KvShape {
     /// Bytes of one block over all layers, keys and values; `None` when that overflows.
     pub fn bytes_per_block(self, block_size: BlockSize) -> Option<usize> {
-        [2, self.layers, self.kv_heads, self.head_dim, size_of::<f32>(), block_size.get() as usize]
+        let width = self.key_width.checked_add(self.value_width)?;
+        [self.layers, width, size_of::<f32>(), block_size.get() as usize]
             .into_iter()
             .try_fold(1usize, usize::checked_mul)
-    }
-
-    /// Elements of one token's key, or value, in one layer.
-    fn width(self) -> usize {
-        self.kv_heads * self.head_dim
-    }
-}
-
-impl From<&ModelShape> for KvShape {
-    fn from(model: &ModelShape) -> Self {
-        Self { layers: model.layers, kv_heads: model.kv_heads, head_dim: model.head_dim }
     }
 }
 
@@ -101,11 +90,11 @@ impl PagedKv {
             .ok_or(overflow)?;
         let memory = |source| CacheError::Memory { blocks, block_size, bytes, source };
         // Layer by layer a lazily committing system would grant what it cannot hold in all: ask for the whole once.
-        device.zeros(2 * shape.layers * slots, shape.width()).map_err(memory)?;
+        device.zeros(shape.layers * slots, shape.key_width + shape.value_width).map_err(memory)?;
         let layer = || -> Result<LayerKv, OpError> {
             Ok(LayerKv {
-                keys: device.zeros(slots, shape.width())?,
-                values: device.zeros(slots, shape.width())?,
+                keys: device.zeros(slots, shape.key_width)?,
+                values: device.zeros(slots, shape.value_width)?,
             })
         };
         let layers = (0..shape.layers).map(|_| layer()).collect::<Result<_, _>>().map_err(memory)?;
@@ -135,7 +124,7 @@ mod tests {
 
     use super::*;
 
-    const SHAPE: KvShape = KvShape { layers: 2, kv_heads: 3, head_dim: 4 };
+    const SHAPE: KvShape = KvShape { layers: 2, key_width: 12, value_width: 8 };
     const SIXTEEN: BlockSize = BlockSize::new(16).unwrap();
 
     fn cache(shape: KvShape, blocks: u32) -> Result<PagedKv, CacheError> {
@@ -145,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_block_holds_keys_and_values_of_every_layer() {
-        assert_eq!(SHAPE.bytes_per_block(SIXTEEN), Some(2 * 2 * 3 * 4 * 4 * 16));
+        assert_eq!(SHAPE.bytes_per_block(SIXTEEN), Some(2 * (12 + 8) * 4 * 16));
         assert_eq!(KvShape { layers: usize::MAX, ..SHAPE }.bytes_per_block(SIXTEEN), None);
     }
 
@@ -155,7 +144,7 @@ mod tests {
         assert_eq!(cache.slots(), 80);
         for layer in 0..2 {
             let LayerKv { keys, values } = cache.layer_mut(layer).unwrap();
-            assert_eq!((keys.rows(), keys.width(), values.rows(), values.width()), (80, 12, 80, 12));
+            assert_eq!((keys.rows(), keys.width(), values.rows(), values.width()), (80, 12, 80, 8));
             assert!(keys.host().iter().chain(values.host()).all(|&element| element == 0.0));
         }
         let error = cache.layer_mut(2).unwrap_err();
@@ -170,13 +159,13 @@ mod tests {
         };
         check(SHAPE, u32::MAX);
         check(KvShape { layers: usize::MAX / 2, ..SHAPE }, 1);
-        check(KvShape { head_dim: usize::MAX / 1024, ..SHAPE }, 1);
+        check(KvShape { key_width: usize::MAX / 1024, ..SHAPE }, 1);
     }
 
     #[test]
     fn a_cache_larger_than_the_address_space_is_refused_with_its_size() {
         // 2^62 bytes: countable, but no system maps as much.
-        let error = cache(KvShape { layers: 1 << 20, kv_heads: 1 << 20, head_dim: 1 << 15 }, 1).unwrap_err();
+        let error = cache(KvShape { layers: 1 << 20, key_width: 1 << 35, value_width: 1 << 35 }, 1).unwrap_err();
         assert!(matches!(error, CacheError::Memory { bytes: 0x4000_0000_0000_0000, .. }), "{error}");
     }
 }

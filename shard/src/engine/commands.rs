@@ -12,7 +12,7 @@ use super::request::{Admission, NewBatch};
 use super::step::{Machine, Stepper};
 use super::warmup::{self, MemoryShare, Warmup};
 use crate::backend::Device;
-use crate::cache::{KvShape, PagedKv};
+use crate::cache::PagedKv;
 use crate::model::Model;
 use crate::text::tokenizer::Tokenizer;
 
@@ -128,7 +128,7 @@ impl Core {
         self.cache = None;
         self.prefill_max = warmup.prefill_max;
         self.rehearse(&warmup)?;
-        let shape = KvShape::from(self.parts.model.shape());
+        let shape = self.parts.model.shape().kv;
         let budget = self.parts.memory.budget()?;
         let limits = warmup::Limits {
             input: warmup.input_max,
@@ -163,7 +163,7 @@ impl Core {
             .map_err(|source| WarmupError::Prefill { tokens: size.tokens, source })?;
         let blocks = batch.summary(BLOCK_SIZE).tokens_max.blocks(BLOCK_SIZE);
         let mut cache =
-            PagedKv::new(device, KvShape::from(&shape), blocks, BLOCK_SIZE).map_err(WarmupError::Cache)?;
+            PagedKv::new(device, shape.kv, blocks, BLOCK_SIZE).map_err(WarmupError::Cache)?;
         let mut machine = Machine { model: model.as_mut(), cache: &mut cache, tokenizer };
         let begin = Instant::now();
         let tokens: usize = batch.rows().iter().map(|row| row.ids().len()).sum();

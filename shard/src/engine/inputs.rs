@@ -14,6 +14,8 @@ pub struct Inputs {
     /// `[T]`
     pub positions: Vec<u32>,
     /// `[T]`
+    pub lengths: Vec<u32>,
+    /// `[T]`
     pub slots: Vec<u32>,
     /// `[R]`, ascending.
     pub logits_at: Vec<u32>,
@@ -41,6 +43,7 @@ impl Inputs {
     pub fn clear(&mut self) {
         self.ids.clear();
         self.positions.clear();
+        self.lengths.clear();
         self.slots.clear();
         self.logits_at.clear();
         self.spans.clear();
@@ -55,6 +58,7 @@ impl Inputs {
         let yields = positions.end == row.ids().len();
         self.ids.extend(&row.ids()[positions.clone()]);
         self.slots.extend(&row.slots().raw()[positions.clone()]);
+        self.lengths.extend(positions.clone().map(|position| row.length_at(position) as u32));
         self.positions.extend(positions.map(|position| position as u32));
         let wanted = match (row.wants_prompt_logprobs(), yields) {
             (true, _) => tokens.clone(),
@@ -112,6 +116,7 @@ mod tests {
         }
         assert_eq!(inputs.ids, [10, 11, 12, 21, 22, 30, 31]);
         assert_eq!(inputs.positions, [0, 1, 2, 1, 2, 0, 1]);
+        assert_eq!(inputs.lengths, [3, 3, 3, 4, 4, 2, 2]);
         assert_eq!(inputs.slots, [15, 14, 13, 14, 13, 15, 14]);
         assert_eq!(inputs.logits_at, [2, 5, 6]);
         let spans: Vec<_> = inputs.spans.iter().map(|span| (span.logits.clone(), span.yields)).collect();

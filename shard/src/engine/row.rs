@@ -139,6 +139,11 @@ impl Row {
         self.stopped
     }
 
+    /// Length of the history when the token at `position` came: the prompt came at once, the others one by one.
+    pub fn length_at(&self, position: usize) -> usize {
+        self.prompt_length.max(position + 1)
+    }
+
     /// Prompt tokens that are not computed yet.
     pub fn prompt_remaining(&self) -> usize {
         self.prompt_length.saturating_sub(self.progress.cached)

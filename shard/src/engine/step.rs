@@ -102,9 +102,11 @@ impl Stepper {
         let input = StepInput {
             ids: &inputs.ids,
             positions: &inputs.positions,
+            lengths: &inputs.lengths,
             slots: &inputs.slots,
             sequences: &sequences,
             logits_at: &inputs.logits_at,
+            adapters: &[],
         };
         let logits = machine.model.forward(&input, machine.cache)?.host();
         let expected = inputs.logits_at.len() * vocabulary;
@@ -136,7 +138,6 @@ mod tests {
     use proto::units::{BatchId, BlockCount};
 
     use super::*;
-    use crate::cache::KvShape;
     use crate::engine::commands::BLOCK_SIZE;
     use crate::engine::request::{Admission, NewBatch};
     use crate::engine::tests::{VOCABULARY, parts, request};
@@ -146,7 +147,7 @@ mod tests {
         let mut parts = parts();
         let shape = parts.model.shape().clone();
         let mut cache =
-            PagedKv::new(&parts.device, KvShape::from(&shape), BlockCount(64), BLOCK_SIZE).unwrap();
+            PagedKv::new(&parts.device, shape.kv, BlockCount(64), BLOCK_SIZE).unwrap();
         let slots = cache.slots();
         let admission =
             Admission { tokenizer: &parts.tokenizer, shape: &shape, slots, block_size: BLOCK_SIZE };

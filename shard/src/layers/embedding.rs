@@ -1,29 +1,112 @@
 use kernels::{DType, OpError};
 
-use super::{LayerError, Linear};
+use super::{LayerError, Linear, Norm, NormSpec, Pass};
 use crate::backend::{Device, Tensor};
-use crate::weights::{Weight, WeightPath};
+use crate::weights::{Region, Rows, Weight, WeightPath};
 
-/// A vector per token id.
+/// From token ids to the first hidden states.
+#[derive(Clone, Debug)]
+pub struct EmbeddingSpec {
+    /// Name of the table.
+    pub name: &'static str,
+    /// Elements of its rows.
+    pub width: usize,
+    /// Multiplies them.
+    pub scale: Option<f32>,
+    /// A table of positions whose rows are added.
+    pub positions: Option<LearnedPositions>,
+    /// A projection to the width of the hidden states, if that is another.
+    pub project: Option<&'static str>,
+    /// A norm of the sum.
+    pub norm: Option<(&'static str, NormSpec)>,
+}
+
+/// A vector per position.
+#[derive(Clone, Copy, Debug)]
+pub struct LearnedPositions {
+    /// Name of the table.
+    pub name: &'static str,
+    /// Rows before that of position 0.
+    pub offset: usize,
+    /// Positions there are.
+    pub count: usize,
+}
+
+/// A vector per token id, and what is done to it before the first layer. Each rank has a block of the vocabulary.
 #[derive(Debug)]
 pub struct Embedding {
     table: Weight,
+    /// The id of the table's first row.
+    first: u32,
+    split: bool,
+    scale: Option<f32>,
+    positions: Option<Weight>,
+    project: Option<Linear>,
+    norm: Option<Norm>,
 }
 
 impl Embedding {
-    /// Takes `weight`, `[vocabulary, width]`, from `path`.
-    pub fn load(path: &WeightPath<'_>, vocabulary: usize, width: usize) -> Result<Self, LayerError> {
-        Ok(Self { table: path.at("weight").matrix(vocabulary, width)? })
+    /// Takes `weight`, `[vocabulary, width]`, from the table's path, and what else the spec names beside it.
+    pub fn load(
+        path: &WeightPath<'_>,
+        device: &Device,
+        vocabulary: usize,
+        hidden: usize,
+        spec: &EmbeddingSpec,
+    ) -> Result<Self, LayerError> {
+        let width = spec.width;
+        let rows = path.partition().vocabulary(vocabulary);
+        let table = Region::all(vocabulary, width).with_rows(Rows::range(rows.clone()));
+        let positions = spec.positions.map(|LearnedPositions { name, offset, count }| {
+            let rows = Rows::range(offset..offset + count);
+            path.at(name).at("weight").matrix(&Region::all(offset + count, hidden).with_rows(rows))
+        });
+        let project =
+            spec.project.map(|name| Linear::load(&path.at(name), device, &Region::all(hidden, width), false));
+        let norm = spec.norm.map(|(name, spec)| Norm::load(&path.at(name), device, hidden, spec));
+        Ok(Self {
+            table: path.at(spec.name).at("weight").matrix(&table)?,
+            first: rows.start as u32,
+            split: path.partition().is_split(),
+            scale: spec.scale,
+            positions: positions.transpose()?,
+            project: project.transpose()?,
+            norm: norm.transpose()?,
+        })
     }
 
-    /// `out[t]` is the vector of `ids[t]`.
-    pub fn forward(&self, device: &Device, ids: &[u32], out: &mut Tensor) -> Result<(), OpError> {
-        device.embedding(&self.table, ids, out)
+    /// `out[t]` is the hidden state of `ids[t]` at `positions[t]`; `rows` has as many rows, of the table's width.
+    pub fn forward(
+        &self,
+        pass: &Pass<'_>,
+        ids: &[u32],
+        positions: &[u32],
+        rows: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<(), OpError> {
+        let found = if self.project.is_some() { &mut *rows } else { &mut *out };
+        pass.device.embedding(&self.table, self.first, ids, found)?;
+        if self.split {
+            pass.ranks.all_reduce(found)?;
+        }
+        if let Some(scale) = self.scale {
+            pass.device.scale(found, scale)?;
+        }
+        if let Some(project) = &self.project {
+            project.forward(pass, rows, out)?;
+        }
+        if let Some(table) = &self.positions {
+            pass.device.add_embedding(table, positions, out)?;
+        }
+        if let Some(norm) = &self.norm {
+            norm.forward_in_place(pass, out)?;
+        }
+        Ok(())
     }
 
     /// The output head of a model that ties it to the embedding: the same weight, shared.
     pub fn tied_head(&self) -> Linear {
-        Linear::sharing(self.table.clone())
+        Linear::from_parts(self.table.clone(), None)
     }
 
     /// Stored element type.

@@ -8,10 +8,12 @@ use crate::backend::{Device, RopeAngles, Tensor};
 const POSITIONS_FIRST: usize = 1024;
 
 /// A rotary embedding. Source: Su et al. 2021 (RoFormer), section 3.4.2.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RopeSpec {
-    /// Rotated elements at the start of each head; even.
+    /// Rotated elements of each head; even.
     pub rotary_dim: usize,
+    /// The first of them.
+    pub start: usize,
     /// How they are paired.
     pub layout: RopeLayout,
     /// Base of the frequencies.
@@ -23,7 +25,7 @@ pub struct RopeSpec {
 }
 
 /// How a model was stretched to longer contexts than it was first trained on.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// Not at all.
     None,
@@ -31,6 +33,14 @@ pub enum RopeScaling {
     Linear {
         /// At least 1.
         factor: f64,
+    },
+    /// The base grows with the sequence once that is longer than `positions_original`. Source: "NTK-aware" scaling in its
+    /// dynamic form, as in transformers.
+    Dynamic {
+        /// At least 1.
+        factor: f64,
+        /// Context length of the first training.
+        positions_original: f64,
     },
     /// Long wavelengths are stretched, short ones kept, those between are blended. Source: Llama 3.1.
     Llama3 {
@@ -43,13 +53,61 @@ pub enum RopeScaling {
         /// Context length of the first training.
         positions_original: f64,
     },
+    /// Like `Llama3`, blended along the index of the pair. Source: Peng et al. 2023 (YaRN), section 3.
+    Yarn {
+        /// Stretch of the long wavelengths; at least 1.
+        factor: f64,
+        /// Pairs that turn more often than this in the original context are kept.
+        beta_fast: f64,
+        /// Pairs that turn less often than this are stretched in full.
+        beta_slow: f64,
+        /// Context length of the first training.
+        positions_original: f64,
+        /// Whether the ends of the blend are moved to whole pairs.
+        truncate: bool,
+        /// Multiplies cosines and sines.
+        amplitude: f64,
+    },
+    /// Each pair has a factor of its own, one for sequences of up to `positions_original`, another for longer ones. Source:
+    /// Ding et al. 2024 (LongRoPE), as in Phi-3.
+    Long {
+        /// Divisors in short sequences, one per pair.
+        short: Vec<f64>,
+        /// Divisors in long ones.
+        long: Vec<f64>,
+        /// Context length of the first training.
+        positions_original: f64,
+        /// Multiplies cosines and sines in short sequences.
+        short_amplitude: f64,
+        /// And in long ones.
+        long_amplitude: f64,
+    },
+}
+
+/// Where the tokens of a step are.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenPlaces<'a> {
+    /// `[T]`, position of each token in its own sequence.
+    pub positions: &'a [u32],
+    /// `[T]`, length of the sequence as it was when the token came: that of the prompt, or one more than the position of a
+    /// token that was generated. Some scalings depend on it.
+    pub lengths: &'a [u32],
 }
 
 /// Cosine and sine of every angle, computed in f64 and kept on the device as f32. It grows with the longest sequence.
 pub struct Rope {
     device: Device,
     spec: RopeSpec,
-    frequencies: Vec<f64>,
+    /// Angles by position: one row, or two where short and long sequences differ.
+    table: Table,
+    /// Angles of one step's tokens in turn, for lengths that are not foreseen.
+    step: Option<Table>,
+    /// Row of each token of the step.
+    rows: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Table {
     cos: Tensor,
     sin: Tensor,
 }
@@ -57,62 +115,178 @@ pub struct Rope {
 impl Rope {
     /// A table for the first positions.
     pub fn new(device: &Device, spec: RopeSpec) -> Result<Self, OpError> {
-        let frequencies = frequencies(&spec);
         let positions = POSITIONS_FIRST.min(spec.positions_max);
-        let (cos, sin) = table(device, &frequencies, positions)?;
-        Ok(Self { device: device.clone(), spec, frequencies, cos, sin })
+        let table = spec.table(device, positions)?;
+        Ok(Self { device: device.clone(), spec, table, step: None, rows: Vec::new() })
     }
 
-    /// Makes the table cover `positions`. Errors when one of them is beyond what the model was made for.
-    pub fn cover(&mut self, positions: &[u32]) -> Result<(), OpError> {
+    /// Finds the angles of a step's tokens. Errors when a position is beyond what the model was made for.
+    pub fn cover(&mut self, places: TokenPlaces<'_>) -> Result<(), OpError> {
+        let TokenPlaces { positions, lengths } = places;
         let needed = positions.iter().max().map_or(0, |&last| last as usize + 1);
         let limit = self.spec.positions_max;
         if needed > limit {
             return Err(OpError::Index { op: "rope", what: "position", index: needed - 1, limit });
         }
-        if needed > self.cos.rows() {
-            let rows = needed.next_power_of_two().min(limit);
-            (self.cos, self.sin) = table(&self.device, &self.frequencies, rows)?;
+        self.rows.clear();
+        if self.spec.is_beyond(lengths) {
+            self.step = Some(self.spec.step_table(&self.device, places)?);
+            self.rows.extend(0..positions.len() as u32);
+            return Ok(());
         }
+        self.step = None;
+        let per_position = self.spec.rows_per_position();
+        if needed * per_position > self.table.cos.rows() {
+            let positions = needed.next_power_of_two().min(limit);
+            self.table = self.spec.table(&self.device, positions)?;
+        }
+        let rows = positions.iter().zip(lengths);
+        self.rows.extend(rows.map(|(&position, &length)| self.spec.row(position, length)));
         Ok(())
     }
 
-    /// The angles of all covered positions.
+    /// The angles of the tokens that were covered last.
     pub fn angles(&self) -> RopeAngles<'_> {
-        let RopeSpec { rotary_dim, layout, .. } = self.spec;
-        RopeAngles { cos: &self.cos, sin: &self.sin, rotary_dim, layout }
+        let Table { cos, sin } = self.step.as_ref().unwrap_or(&self.table);
+        let RopeSpec { rotary_dim, start, layout, .. } = self.spec;
+        RopeAngles { cos, sin, rows: &self.rows, rotary_dim, start, layout }
     }
 }
 
-/// Radians per position of each pair: `theta^(-2 j / rotary_dim)`, then scaled.
-fn frequencies(spec: &RopeSpec) -> Vec<f64> {
-    let pairs = spec.rotary_dim / 2;
-    let base = |pair: usize| spec.theta.powf(-(pair as f64) / pairs as f64);
-    (0..pairs).map(|pair| spec.scaling.apply(base(pair))).collect()
-}
+impl RopeSpec {
+    /// Radians per position of each pair: `theta^(-2 j / rotary_dim)`, not scaled.
+    fn base(&self, theta: f64) -> Vec<f64> {
+        let pairs = self.rotary_dim / 2;
+        (0..pairs).map(|pair| theta.powf(-(pair as f64) / pairs as f64)).collect()
+    }
 
-impl RopeScaling {
-    fn apply(self, frequency: f64) -> f64 {
-        match self {
-            Self::None => frequency,
-            Self::Linear { factor } => frequency / factor,
-            Self::Llama3 { factor, low_freq_factor, high_freq_factor, positions_original } => {
-                let turns = positions_original * frequency / TAU;
-                // 0 where fewer than `low` turns fit into the original context, 1 where more than `high` do.
-                let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
-                (1.0 - keep) * frequency / factor + keep * frequency
+    /// Scaled frequencies in a sequence of this length, and what multiplies cosines and sines.
+    fn frequencies(&self, length: f64) -> (Vec<f64>, f64) {
+        let base = self.base(self.theta);
+        match &self.scaling {
+            RopeScaling::None => (base, 1.0),
+            RopeScaling::Linear { factor } => (base.iter().map(|frequency| frequency / factor).collect(), 1.0),
+            RopeScaling::Dynamic { factor, positions_original } => {
+                let stretch = factor * length.max(*positions_original) / positions_original - (factor - 1.0);
+                let pairs = self.rotary_dim as f64;
+                (self.base(self.theta * stretch.powf(pairs / (pairs - 2.0))), 1.0)
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, positions_original } => {
+                let scaled = base.iter().map(|frequency| {
+                    let turns = positions_original * frequency / TAU;
+                    // 0 where fewer than `low` turns fit into the original context, 1 where more than `high` do.
+                    let keep = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    blend(keep.clamp(0.0, 1.0), *frequency, *factor)
+                });
+                (scaled.collect(), 1.0)
+            }
+            RopeScaling::Yarn { factor, amplitude, .. } => {
+                let (low, high) = self.yarn_ends();
+                let scaled = base.iter().enumerate().map(|(pair, frequency)| {
+                    let stretched = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                    blend(1.0 - stretched, *frequency, *factor)
+                });
+                (scaled.collect(), *amplitude)
+            }
+            RopeScaling::Long { short, long, positions_original, short_amplitude, long_amplitude } => {
+                let (factors, amplitude) = match length > *positions_original {
+                    true => (long, long_amplitude),
+                    false => (short, short_amplitude),
+                };
+                (base.iter().zip(factors).map(|(frequency, factor)| frequency / factor).collect(), *amplitude)
             }
         }
     }
+
+    /// The pairs between which YaRN blends: those that turn `beta_fast` and `beta_slow` times in the original context.
+    fn yarn_ends(&self) -> (f64, f64) {
+        let RopeScaling::Yarn { beta_fast, beta_slow, positions_original, truncate, .. } = self.scaling else {
+            return (0.0, 1.0);
+        };
+        let dim = self.rotary_dim as f64;
+        let pair = |turns: f64| dim * (positions_original / (turns * TAU)).ln() / (2.0 * self.theta.ln());
+        let (mut low, mut high) = (pair(beta_fast), pair(beta_slow));
+        if truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min(dim - 1.0));
+        // As the reference does, so that nothing is divided by zero.
+        if low == high { (low, high + 0.001) } else { (low, high) }
+    }
+
+    /// Whether a sequence is so long that its angles are not in the table.
+    fn is_beyond(&self, lengths: &[u32]) -> bool {
+        match self.scaling {
+            RopeScaling::Dynamic { positions_original, .. } => {
+                lengths.iter().any(|&length| f64::from(length) > positions_original)
+            }
+            _ => false,
+        }
+    }
+
+    fn rows_per_position(&self) -> usize {
+        if matches!(self.scaling, RopeScaling::Long { .. }) { 2 } else { 1 }
+    }
+
+    /// Row of the table of a token.
+    fn row(&self, position: u32, length: u32) -> u32 {
+        match self.scaling {
+            RopeScaling::Long { positions_original, .. } => {
+                2 * position + u32::from(f64::from(length) > positions_original)
+            }
+            _ => position,
+        }
+    }
+
+    /// Angles of the first `positions`; where short and long sequences differ, one row for each, in turn.
+    fn table(&self, device: &Device, positions: usize) -> Result<Table, OpError> {
+        let short = self.frequencies(0.0);
+        let long = match self.scaling {
+            RopeScaling::Long { .. } => Some(self.frequencies(f64::INFINITY)),
+            _ => None,
+        };
+        let rows = (0..positions).flat_map(|position| {
+            let position = position as f64;
+            std::iter::once((position, &short)).chain(long.iter().map(move |long| (position, long)))
+        });
+        upload(device, rows, self.rotary_dim / 2)
+    }
+
+    /// Angles of each token of a step.
+    fn step_table(&self, device: &Device, places: TokenPlaces<'_>) -> Result<Table, OpError> {
+        let mut by_length = std::collections::BTreeMap::new();
+        for &length in places.lengths {
+            by_length.entry(length).or_insert_with(|| self.frequencies(f64::from(length)));
+        }
+        let rows = places
+            .positions
+            .iter()
+            .zip(places.lengths)
+            .map(|(&position, length)| (f64::from(position), &by_length[length]));
+        upload(device, rows, self.rotary_dim / 2)
+    }
 }
 
-/// Cosines and sines, `[positions, pairs]`.
-fn table(device: &Device, frequencies: &[f64], positions: usize) -> Result<(Tensor, Tensor), OpError> {
-    let angles =
-        || (0..positions).flat_map(|position| frequencies.iter().map(move |step| position as f64 * step));
-    let cos = angles().map(|angle| angle.cos() as f32).collect();
-    let sin = angles().map(|angle| angle.sin() as f32).collect();
-    Ok((device.upload(cos, frequencies.len())?, device.upload(sin, frequencies.len())?))
+/// Keeps `keep` of a frequency, and divides the rest.
+fn blend(keep: f64, frequency: f64, factor: f64) -> f64 {
+    (1.0 - keep) * frequency / factor + keep * frequency
+}
+
+/// Cosines and sines, `[rows, pairs]`, of positions times frequencies.
+fn upload<'a>(
+    device: &Device,
+    rows: impl Iterator<Item = (f64, &'a (Vec<f64>, f64))>,
+    pairs: usize,
+) -> Result<Table, OpError> {
+    let (mut cos, mut sin) = (Vec::new(), Vec::new());
+    for (position, (frequencies, amplitude)) in rows {
+        for frequency in frequencies {
+            let angle = position * frequency;
+            cos.push((angle.cos() * amplitude) as f32);
+            sin.push((angle.sin() * amplitude) as f32);
+        }
+    }
+    Ok(Table { cos: device.upload(cos, pairs)?, sin: device.upload(sin, pairs)? })
 }
 
 #[cfg(test)]
@@ -121,16 +295,12 @@ mod tests {
 
     use super::*;
 
-    const SPEC: RopeSpec = RopeSpec {
-        rotary_dim: 4,
-        layout: RopeLayout::HalfSplit,
-        theta: 10_000.0,
-        scaling: RopeScaling::None,
-        positions_max: 5000,
-    };
+    fn spec(rotary_dim: usize, theta: f64, scaling: RopeScaling) -> RopeSpec {
+        RopeSpec { rotary_dim, start: 0, layout: RopeLayout::HalfSplit, theta, scaling, positions_max: 5000 }
+    }
 
-    fn check(scaling: RopeScaling, theta: f64, expected: &[f64]) {
-        let found = frequencies(&RopeSpec { scaling, theta, rotary_dim: 2 * expected.len(), ..SPEC });
+    fn check(scaling: RopeScaling, theta: f64, length: f64, expected: &[f64]) {
+        let (found, _) = spec(2 * expected.len(), theta, scaling.clone()).frequencies(length);
         for (found, expected) in found.iter().zip(expected) {
             assert!(
                 (found / expected - 1.0).abs() < 1e-12,
@@ -139,15 +309,24 @@ mod tests {
         }
     }
 
+    fn device() -> Device {
+        Device::cpu(NonZeroUsize::MIN).unwrap()
+    }
+
+    fn cover(rope: &mut Rope, positions: &[u32]) -> Result<(), OpError> {
+        let lengths: Vec<u32> = positions.iter().map(|position| position + 1).collect();
+        rope.cover(TokenPlaces { positions, lengths: &lengths })
+    }
+
     #[test]
     fn frequencies_fall_geometrically_from_one() {
-        check(RopeScaling::None, 10_000.0, &[1.0, 0.01]);
-        check(RopeScaling::None, 10_000.0, &[1.0, 0.1, 0.01, 0.001]);
+        check(RopeScaling::None, 10_000.0, 1.0, &[1.0, 0.01]);
+        check(RopeScaling::None, 10_000.0, 1.0, &[1.0, 0.1, 0.01, 0.001]);
     }
 
     #[test]
     fn linear_scaling_divides_every_frequency() {
-        check(RopeScaling::Linear { factor: 4.0 }, 10_000.0, &[0.25, 0.0025]);
+        check(RopeScaling::Linear { factor: 4.0 }, 10_000.0, 1.0, &[0.25, 0.0025]);
     }
 
     #[test]
@@ -163,13 +342,64 @@ mod tests {
         let s: f64 = (100.0 / 62.831_853_071_795_86 - 1.0) / 3.0;
         let blended = (1.0 - s) * 0.0125 + s * 0.1;
         assert!((blended - 0.029_753_524).abs() < 1e-8);
-        check(scaling, 1000.0, &[1.0, blended, 0.01 / 8.0]);
+        check(scaling, 1000.0, 1.0, &[1.0, blended, 0.01 / 8.0]);
+    }
+
+    #[test]
+    fn yarn_blends_along_the_pairs() {
+        let scaling = |truncate| RopeScaling::Yarn {
+            factor: 4.0,
+            beta_fast: 8.0,
+            beta_slow: 2.0,
+            positions_original: 64.0,
+            truncate,
+            amplitude: 1.0,
+        };
+        // dim(r) = 8 ln(64 / (2 pi r)) / (2 ln 10^4): dim(8) = 0.105, dim(2) = 0.707; truncated 0 and 1: the first pair is
+        // kept, all others are stretched.
+        check(scaling(true), 10_000.0, 1.0, &[1.0, 0.1 / 4.0, 0.01 / 4.0, 0.001 / 4.0]);
+        let low = 8.0 * (64.0 / (8.0 * TAU)).ln() / (2.0 * 10_000f64.ln());
+        assert!((low - 0.105).abs() < 1e-3);
+        check(scaling(false), 10_000.0, 1.0, &[1.0, 0.1 / 4.0, 0.01 / 4.0, 0.001 / 4.0]);
+    }
+
+    #[test]
+    fn dynamic_scaling_raises_the_base_of_sequences_that_are_too_long() {
+        let scaling = || RopeScaling::Dynamic { factor: 2.0, positions_original: 10.0 };
+        check(scaling(), 100.0, 10.0, &[1.0, 0.1]);
+        // theta' = 100 (2 * 20 / 10 - 1)^(4 / 2) = 900.
+        check(scaling(), 100.0, 20.0, &[1.0, 1.0 / 30.0]);
+        let mut rope = Rope::new(&device(), spec(4, 100.0, scaling())).unwrap();
+        rope.cover(TokenPlaces { positions: &[3, 3], lengths: &[10, 20] }).unwrap();
+        let sin = rope.angles().sin.host().to_vec();
+        assert_eq!(rope.angles().rows, [0, 1]);
+        assert_eq!([sin[1], sin[3]], [0.3f64.sin() as f32, 0.1f64.sin() as f32]);
+        rope.cover(TokenPlaces { positions: &[3], lengths: &[4] }).unwrap();
+        assert_eq!(rope.angles().rows, [3]);
+    }
+
+    #[test]
+    fn long_scaling_has_factors_for_short_and_for_long_sequences() {
+        let scaling = RopeScaling::Long {
+            short: vec![1.0, 2.0],
+            long: vec![4.0, 8.0],
+            positions_original: 10.0,
+            short_amplitude: 1.0,
+            long_amplitude: 1.5,
+        };
+        check(scaling.clone(), 100.0, 10.0, &[1.0, 0.05]);
+        check(scaling.clone(), 100.0, 11.0, &[0.25, 0.0125]);
+        let mut rope = Rope::new(&device(), spec(4, 100.0, scaling)).unwrap();
+        rope.cover(TokenPlaces { positions: &[3, 3], lengths: &[10, 11] }).unwrap();
+        let RopeAngles { rows, sin, .. } = rope.angles();
+        let row = |index: usize| &sin.host()[2 * rows[index] as usize..][..2];
+        assert_eq!(row(0), [3f64.sin() as f32, 0.15f64.sin() as f32]);
+        assert_eq!(row(1), [(1.5 * 0.75f64.sin()) as f32, (1.5 * 0.0375f64.sin()) as f32]);
     }
 
     #[test]
     fn the_table_holds_cosine_and_sine_of_position_times_frequency() {
-        let device = Device::cpu(NonZeroUsize::MIN).unwrap();
-        let rope = Rope::new(&device, SPEC).unwrap();
+        let rope = Rope::new(&device(), spec(4, 10_000.0, RopeScaling::None)).unwrap();
         let angles = rope.angles();
         assert_eq!((angles.cos.rows(), angles.cos.width()), (1024, 2));
         assert_eq!(angles.cos.host()[2 * 7..2 * 8], [7f64.cos() as f32, 0.07f64.cos() as f32]);
@@ -178,15 +408,15 @@ mod tests {
 
     #[test]
     fn the_table_grows_with_the_positions_up_to_the_limit() {
-        let device = Device::cpu(NonZeroUsize::MIN).unwrap();
-        let mut rope = Rope::new(&device, SPEC).unwrap();
+        let mut rope = Rope::new(&device(), spec(4, 10_000.0, RopeScaling::None)).unwrap();
         let before = rope.angles().cos.host().to_vec();
-        rope.cover(&[3, 1024, 0]).unwrap();
+        cover(&mut rope, &[3, 1024, 0]).unwrap();
         assert_eq!(rope.angles().cos.rows(), 2048);
+        assert_eq!(rope.angles().rows, [3, 1024, 0]);
         assert_eq!(rope.angles().cos.host()[..before.len()], before);
-        rope.cover(&[4999]).unwrap();
+        cover(&mut rope, &[4999]).unwrap();
         assert_eq!(rope.angles().sin.rows(), 5000);
-        let error = rope.cover(&[5000]).unwrap_err();
+        let error = cover(&mut rope, &[5000]).unwrap_err();
         assert_eq!(error, OpError::Index { op: "rope", what: "position", index: 5000, limit: 5000 });
     }
 }

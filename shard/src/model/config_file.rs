@@ -73,6 +73,8 @@ pub enum ConfigError {
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
     path: PathBuf,
+    /// Where the object is in the file, with a dot at the end; empty for the outermost.
+    prefix: String,
     object: Map<String, Value>,
 }
 
@@ -93,14 +95,39 @@ impl ConfigFile {
             Err(source) => Err(ConfigError::Read { file: path, source }),
             Ok(bytes) => match serde_json::from_slice(&bytes) {
                 Err(source) => Err(ConfigError::Json { file: path, source }),
-                Ok(object) => Ok(Self { path, object }),
+                Ok(object) => Ok(Self { path, prefix: String::new(), object }),
             },
         }
     }
 
-    /// The outermost object.
+    /// The file as if it held this object, which it must be.
+    #[cfg(test)]
+    pub(crate) fn from_json(object: Value) -> Self {
+        let Value::Object(object) = object else { panic!("{object} is no object") };
+        Self { path: PathBuf::from(NAME), prefix: String::new(), object }
+    }
+
+    /// Its fields.
     pub fn fields(&self) -> Fields<'_> {
-        Fields { file: &self.path, prefix: String::new(), object: &self.object }
+        Fields { file: &self.path, prefix: self.prefix.clone(), object: &self.object }
+    }
+
+    /// The object in one of the fields, as if it were a file of its own.
+    ///
+    /// Errors when the field is missing or something else.
+    pub fn inside(&self, name: &str) -> Result<Self, ConfigError> {
+        let inner = self.fields().required(name, Fields::object)?;
+        Ok(Self { path: self.path.clone(), prefix: inner.prefix, object: inner.object.clone() })
+    }
+
+    /// The same with these values for fields that the file leaves out altogether; null counts as left in.
+    pub fn or(mut self, defaults: impl IntoIterator<Item = (&'static str, Value)>) -> Self {
+        for (name, value) in defaults {
+            if !self.object.contains_key(name) {
+                self.object.insert(name.to_owned(), value);
+            }
+        }
+        self
     }
 }
 
@@ -116,6 +143,11 @@ impl<'a> Fields<'a> {
             let size = usize::try_from(value.as_u64()?).ok()?;
             (1..=SIZE_MAX).contains(&size).then_some(size)
         })
+    }
+
+    /// A whole number.
+    pub fn index(&self, name: &str) -> Result<Option<usize>, ConfigError> {
+        self.parse(name, "a whole number", |value| usize::try_from(value.as_u64()?).ok())
     }
 
     /// A number of at least `min`.
@@ -135,20 +167,36 @@ impl<'a> Fields<'a> {
         self.parse(name, "a string", Value::as_str)
     }
 
+    /// A number, or else a string.
+    pub fn text_or_number(&self, name: &str) -> Result<Option<Result<f64, &'a str>>, ConfigError> {
+        self.parse(name, "a number or a string", |value| match value {
+            Value::String(text) => Some(Err(text.as_str())),
+            other => other.as_f64().filter(|number| number.is_finite()).map(Ok),
+        })
+    }
+
     /// An object inside this one.
     pub fn object(&self, name: &str) -> Result<Option<Fields<'a>>, ConfigError> {
         let object = self.parse(name, "an object", Value::as_object)?;
         Ok(object.map(|object| Fields { file: self.file, prefix: format!("{}{name}.", self.prefix), object }))
     }
 
-    /// A token id, or a list of them; absent is none.
-    pub fn token_ids(&self, name: &str) -> Result<Vec<u32>, ConfigError> {
-        let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
-        let ids = self.parse(name, "a token id, or a list of token ids", |value| match value {
-            Value::Array(ids) => ids.iter().map(id).collect(),
-            single => id(single).map(|id| vec![id]),
-        })?;
-        Ok(ids.unwrap_or_default())
+    /// A list of strings.
+    pub fn texts(&self, name: &str) -> Result<Option<Vec<&'a str>>, ConfigError> {
+        self.parse(name, "a list of strings", |value| value.as_array()?.iter().map(Value::as_str).collect())
+    }
+
+    /// A list of whole numbers.
+    pub fn indices(&self, name: &str) -> Result<Option<Vec<usize>>, ConfigError> {
+        let index = |value: &Value| usize::try_from(value.as_u64()?).ok();
+        self.parse(name, "a list of whole numbers", |value| value.as_array()?.iter().map(index).collect())
+    }
+
+    /// A list of numbers above 0.
+    pub fn positive_numbers(&self, name: &str) -> Result<Option<Vec<f64>>, ConfigError> {
+        let positive = |value: &Value| value.as_f64().filter(|number| number.is_finite() && *number > 0.0);
+        let expected = "a list of numbers above 0";
+        self.parse(name, expected, |value| value.as_array()?.iter().map(positive).collect())
     }
 
     /// The names of the fields that are objects themselves.
@@ -268,21 +316,14 @@ mod tests {
         check(inner.flag("c"), "`a.c` is \"x\", expected true or false");
         check(inner.text("d"), "`a.d` is 0, expected a string");
         check(inner.object("c"), "`a.c` is \"x\", expected an object");
-        check(inner.token_ids("f"), "`a.f` is [1,-2], expected a token id");
-        check(inner.token_ids("g"), "`a.g` is 4294967296, expected a token id");
+        check(inner.indices("f"), "`a.f` is [1,-2], expected a list of whole numbers");
+        check(inner.texts("f"), "`a.f` is [1,-2], expected a list of strings");
+        check(inner.positive_numbers("f"), "`a.f` is [1,-2], expected a list of numbers above 0");
     }
 
     #[test]
     fn a_long_value_is_shortened() {
         let file = read(format!(r#"{{"a": "{}"}}"#, "é".repeat(1000)).as_bytes()).unwrap();
         assert!(file.fields().size("a").unwrap_err().to_string().chars().count() < 300);
-    }
-
-    #[test]
-    fn token_ids_are_one_or_many_or_none() {
-        let file = read(br#"{"one": 5, "many": [6, 7], "none": null}"#).unwrap();
-        assert_eq!(file.fields().token_ids("one").unwrap(), [5]);
-        assert_eq!(file.fields().token_ids("many").unwrap(), [6, 7]);
-        assert!(file.fields().token_ids("none").unwrap().is_empty());
     }
 }

@@ -1,146 +1,133 @@
-//! The decoder that families share, and the spec that says how they differ.
+//! The decoder that families share.
 
 use kernels::OpError;
 
-use super::{LoadError, Model, ModelShape, StepInput, input};
+use super::layer::{Layer, LayerBuffers, Stream};
+use super::spec::{AttentionKind, DecoderSpec, HeadWeight};
+use super::{LoadError, Model, ModelShape, StepInput, input, split};
 use crate::backend::{Device, Tensor};
-use crate::cache::PagedKv;
-use crate::layers::{
-    Attention, AttentionBuffers, AttentionIo, AttentionSpec, AttentionStep, Embedding, Linear, LinearSpec,
-    Mlp, MlpBuffers, MlpSpec, Norm, Rope, RopeSpec,
-};
-use crate::weights::WeightPath;
+use crate::cache::{KvShape, PagedKv};
+use crate::collective::Ranks;
+use crate::layers::{AttentionStep, Embedding, Linear, Norm, Pass, Rope, TokenPlaces};
+use crate::weights::{Partition, Region, Rows, WeightPath};
 
-/// What a family's decoder is made of. A family builds one from its configuration.
-#[derive(Clone, Debug)]
-pub struct DecoderSpec {
-    /// Entries of the vocabulary.
-    pub vocabulary: usize,
-    /// Width of the residual stream.
-    pub hidden: usize,
-    /// Number of layers.
-    pub layers: usize,
-    /// Added to the mean of squares in norms.
-    pub norm_eps: f32,
-    /// Each layer's attention.
-    pub attention: AttentionSpec,
-    /// Positions.
-    pub rope: RopeSpec,
-    /// Each layer's MLP.
-    pub mlp: MlpSpec,
-    /// From hidden states to logits.
-    pub head: Head,
-}
-
-/// Where the output head's weight comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Head {
-    /// It is the embedding's; a `lm_head.weight` in the checkpoint is left alone.
-    Tied,
-    /// `lm_head.weight`.
-    Own,
-}
-
-/// A decoder with its weights, and the buffers of its steps.
+/// A decoder with this rank's weights, and the buffers of its steps.
 pub struct Decoder {
     device: Device,
+    ranks: Ranks,
     shape: ModelShape,
     embedding: Embedding,
-    rope: Rope,
+    ropes: Vec<Rope>,
     layers: Vec<Layer>,
-    norm: Norm,
-    head: Linear,
+    last_norm: Option<Norm>,
+    head: Head,
     workspace: Workspace,
 }
 
-/// `x += attention(norm(x)); x += mlp(norm(x))`
-struct Layer {
-    attention_norm: Norm,
-    attention: Attention,
-    mlp_norm: Norm,
-    mlp: Mlp,
+/// From hidden states to logits. Each rank has a block of the vocabulary.
+struct Head {
+    project: Option<Linear>,
+    linear: Linear,
+    /// Entries of each rank's block.
+    cols: Vec<usize>,
+    scale: Option<f32>,
+    soft_cap: Option<f32>,
 }
 
 /// Activations. They grow to the largest step seen and are used again by every later one.
 struct Workspace {
-    /// `[T, hidden]`, what the layers add to.
-    residual: Tensor,
-    /// `[T, hidden]`, input of an attention or an MLP.
-    normed: Tensor,
-    /// `[T, hidden]`, its output, not added yet: the addition is one pass with the next norm.
-    delta: Tensor,
-    attention: AttentionBuffers,
-    mlp: MlpBuffers,
-    /// `[R, hidden]`, the rows of `residual`, `delta` and `normed` whose logits are wanted.
+    stream: Stream,
+    layers: LayerBuffers,
+    /// `[T, embedding width]`, where that is not the width of hidden states.
+    embedded: Tensor,
+    /// `[R, hidden]`, the rows of the stream whose logits are wanted.
     residual_last: Tensor,
     delta_last: Tensor,
     normed_last: Tensor,
+    /// `[R, embedding width]`, where that is not the width of hidden states.
+    projected_last: Tensor,
+    /// `[R, this rank's block]`, where there are several ranks.
+    logits_part: Tensor,
     /// `[R, vocabulary]`
     logits: Tensor,
 }
 
 impl Decoder {
-    /// Takes the weights from their usual names below `weights`: `model.embed_tokens`, `model.layers.{i}`, `model.norm`,
-    /// `lm_head`.
-    pub fn load(spec: DecoderSpec, weights: &WeightPath<'_>, device: Device) -> Result<Self, LoadError> {
-        let model = weights.at("model");
-        let DecoderSpec { vocabulary, hidden, norm_eps, .. } = spec;
-        let embedding = Embedding::load(&model.at("embed_tokens"), vocabulary, hidden)?;
-        let layers = model.at("layers");
+    /// Takes this rank's weights from below `weights`, the root of the checkpoint.
+    ///
+    /// Errors when the model cannot be split over so many ranks, and when a tensor is missing or wrong.
+    pub fn load(
+        spec: &DecoderSpec,
+        weights: &WeightPath<'_>,
+        device: Device,
+        ranks: Ranks,
+    ) -> Result<Self, LoadError> {
+        split::check(spec, weights.partition().world)?;
+        let body = body(spec, weights);
+        let DecoderSpec { vocabulary, hidden, .. } = *spec;
+        let embedding = Embedding::load(&body, &device, vocabulary, hidden, &spec.embedding)?;
+        let layers = body.at(spec.layers_name);
+        let layers = spec
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(index, layer)| Layer::load(&layers.at(index), &device, spec, layer))
+            .collect::<Result<_, _>>()?;
+        let last_norm = spec.last_norm.map(|name| Norm::load(&body.at(name), &device, hidden, spec.norm));
+        // The rotary tables come behind the layers, whose weights prove the sizes that the configuration claims.
+        let ropes = spec.ropes.iter().map(|rope| Rope::new(&device, rope.clone()));
         Ok(Self {
-            shape: shape(&spec, &embedding),
-            layers: (0..spec.layers)
-                .map(|index| Layer::load(&layers.at(index), &device, &spec))
-                .collect::<Result<_, _>>()?,
-            norm: Norm::load(&model.at("norm"), &device, hidden, norm_eps)?,
-            head: match spec.head {
-                Head::Tied => embedding.tied_head(),
-                Head::Own => {
-                    let head = LinearSpec { inputs: hidden, outputs: vocabulary, bias: false };
-                    Linear::load(&weights.at("lm_head"), &device, head)?
-                }
-            },
-            workspace: Workspace::new(&device, &spec)?,
-            // Behind the layers, whose weights prove the sizes that the configuration claims.
-            rope: Rope::new(&device, spec.rope)?,
+            shape: shape(spec, &embedding, weights.partition()),
+            head: Head::load(spec, weights, &body, &device, &embedding)?,
+            workspace: Workspace::new(&device, spec, weights.partition())?,
+            ropes: ropes.collect::<Result<_, _>>()?,
+            last_norm: last_norm.transpose()?,
+            layers,
             embedding,
+            ranks,
             device,
         })
     }
 
-    /// Embedding and layers. Leaves the last layer's output in `residual` and `delta`, not added yet.
-    fn run_layers(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<(), OpError> {
-        let Self { device, layers, workspace, .. } = self;
-        let Workspace { residual, normed, delta, attention, mlp, .. } = workspace;
-        let step = AttentionStep {
-            angles: self.rope.angles(),
-            positions: input.positions,
-            slots: input.slots,
-            sequences: input.sequences,
-        };
-        self.embedding.forward(device, input.ids, residual)?;
+    fn run(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<(), OpError> {
+        let Self { device, ranks, embedding, ropes, layers, workspace, .. } = self;
+        let pass = Pass { device, ranks, adapters: input.adapters };
+        let Workspace { stream, layers: buffers, embedded, .. } = workspace;
+        let step = AttentionStep { ropes, slots: input.slots, sequences: input.sequences };
+        embedding.forward(&pass, input.ids, input.positions, embedded, &mut stream.residual)?;
+        stream.pending = false;
         for (index, layer) in layers.iter().enumerate() {
-            match index {
-                0 => layer.attention_norm.forward(device, residual, normed)?,
-                _ => layer.attention_norm.add_forward(device, residual, delta, normed)?,
-            }
-            let cache = cache.layer_mut(index)?;
-            let io = AttentionIo { input: normed, cache, buffers: attention, out: delta };
-            layer.attention.forward(device, step, io)?;
-            layer.mlp_norm.add_forward(device, residual, delta, normed)?;
-            layer.mlp.forward(device, normed, mlp, delta)?;
+            layer.forward(&pass, step, cache.layer_mut(index)?, stream, buffers)?;
         }
         Ok(())
     }
 
-    /// Final norm and head, for the rows whose logits are wanted: most rows of a prompt have no use for them.
+    /// The last norm and the head, for the rows whose logits are wanted: most rows of a prompt have no use for them.
     fn run_head(&mut self, rows: &[u32]) -> Result<(), OpError> {
-        let Self { device, workspace, .. } = self;
-        let Workspace { residual, delta, residual_last, delta_last, normed_last, logits, .. } = workspace;
-        device.select_rows(residual, rows, residual_last)?;
-        device.select_rows(delta, rows, delta_last)?;
-        self.norm.add_forward(device, residual_last, delta_last, normed_last)?;
-        self.head.forward(device, normed_last, logits)
+        let Self { device, ranks, last_norm, head, workspace, .. } = self;
+        // Adapters do not reach the head.
+        let pass = Pass { device, ranks, adapters: &[] };
+        let Workspace { stream, residual_last, delta_last, normed_last, .. } = workspace;
+        device.select_rows(&stream.residual, rows, residual_last)?;
+        if stream.pending {
+            device.select_rows(&stream.delta, rows, delta_last)?;
+        }
+        let hidden = match (last_norm, stream.pending) {
+            (Some(norm), true) => {
+                norm.add_forward(&pass, residual_last, delta_last, normed_last)?;
+                &*normed_last
+            }
+            (Some(norm), false) => {
+                norm.forward(&pass, residual_last, normed_last)?;
+                &*normed_last
+            }
+            (None, true) => {
+                device.add(residual_last, delta_last)?;
+                &*residual_last
+            }
+            (None, false) => &*residual_last,
+        };
+        head.forward(&pass, hidden, &mut workspace.projected_last, &mut workspace.logits_part, &mut workspace.logits)
     }
 }
 
@@ -155,12 +142,13 @@ impl Model for Decoder {
 
     fn forward(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<&Tensor, OpError> {
         input::check(input, &self.shape, cache)?;
-        self.rope.cover(input.positions)?;
+        let places = TokenPlaces { positions: input.positions, lengths: input.lengths };
+        self.ropes.iter_mut().try_for_each(|rope| rope.cover(places))?;
         self.workspace.set_rows(input.ids.len(), input.logits_at.len())?;
         let device = self.device.clone();
         device.run(|| {
             if !input.ids.is_empty() {
-                self.run_layers(input, cache)?;
+                self.run(input, cache)?;
             }
             if !input.logits_at.is_empty() {
                 self.run_head(input.logits_at)?;
@@ -171,56 +159,126 @@ impl Model for Decoder {
     }
 }
 
-fn shape(spec: &DecoderSpec, embedding: &Embedding) -> ModelShape {
+/// The place that has the embedding.
+fn body<'a>(spec: &DecoderSpec, weights: &WeightPath<'a>) -> WeightPath<'a> {
+    let places = spec.body.iter().map(|place| weights.at(place));
+    let found = places.clone().find(|place| place.at(spec.embedding.name).at("weight").exists());
+    // Where none has it, an error names the tensor in the first place.
+    found.or_else(|| places.clone().next()).unwrap_or_else(|| weights.clone())
+}
+
+fn shape(spec: &DecoderSpec, embedding: &Embedding, partition: Partition) -> ModelShape {
+    // All layers of a model have the same heads.
+    let (key_width, value_width) = match spec.layers.first().map(|layer| &layer.attention) {
+        Some(AttentionKind::Heads(attention)) => {
+            let width = attention.local_heads(partition).kv_width();
+            (width, width)
+        }
+        Some(AttentionKind::Latent(attention)) => (attention.key_width(), 0),
+        None => (0, 0),
+    };
     ModelShape {
         vocabulary: spec.vocabulary,
-        layers: spec.layers,
-        kv_heads: spec.attention.heads.kv_heads,
-        head_dim: spec.attention.heads.head_dim,
-        positions_max: spec.rope.positions_max,
+        kv: KvShape { layers: spec.layers.len(), key_width, value_width },
+        positions_max: spec.positions_max,
         dtype: embedding.dtype(),
     }
 }
 
-impl Layer {
-    fn load(path: &WeightPath<'_>, device: &Device, spec: &DecoderSpec) -> Result<Self, LoadError> {
-        let norm = |name| Norm::load(&path.at(name), device, spec.hidden, spec.norm_eps);
-        Ok(Self {
-            attention_norm: norm("input_layernorm")?,
-            attention: Attention::load(&path.at("self_attn"), device, &spec.attention)?,
-            mlp_norm: norm("post_attention_layernorm")?,
-            mlp: Mlp::load(&path.at("mlp"), device, spec.mlp)?,
-        })
+impl Head {
+    fn load(
+        spec: &DecoderSpec,
+        weights: &WeightPath<'_>,
+        body: &WeightPath<'_>,
+        device: &Device,
+        embedding: &Embedding,
+    ) -> Result<Self, LoadError> {
+        let partition = weights.partition();
+        let DecoderSpec { vocabulary, hidden, ref head, .. } = *spec;
+        let width = spec.embedding.width;
+        let project = head.project.map(|name| {
+            Linear::load(&body.at(name), device, &Region::all(width, hidden), false)
+        });
+        let linear = match head.weight {
+            HeadWeight::Tied => embedding.tied_head(),
+            HeadWeight::Own { names, bias, normalized } => {
+                let mut places = names.iter().map(|name| weights.at(name));
+                let first = weights.at(names[0]);
+                let path = places.find(|place| place.at("weight").exists()).unwrap_or(first);
+                let rows = Rows::range(partition.vocabulary(vocabulary));
+                let region = Region::all(vocabulary, width).with_rows(rows);
+                if normalized {
+                    let weight = path.at("weight").matrix(&region)?.normalize_rows();
+                    Linear::from_parts(weight, None)
+                } else {
+                    Linear::load(&path, device, &region, bias)?
+                }
+            }
+        };
+        let cols = partition.ranks().map(|rank| rank.vocabulary(vocabulary).len()).collect();
+        Ok(Self { project: project.transpose()?, linear, cols, scale: head.scale, soft_cap: head.soft_cap })
+    }
+
+    fn forward(
+        &self,
+        pass: &Pass<'_>,
+        hidden: &Tensor,
+        projected: &mut Tensor,
+        part: &mut Tensor,
+        logits: &mut Tensor,
+    ) -> Result<(), OpError> {
+        let input = match &self.project {
+            Some(project) => {
+                project.forward(pass, hidden, projected)?;
+                &*projected
+            }
+            None => hidden,
+        };
+        if self.cols.len() == 1 {
+            self.linear.forward(pass, input, logits)?;
+        } else {
+            self.linear.forward(pass, input, part)?;
+            pass.ranks.gather_cols(part, &self.cols, logits)?;
+        }
+        if let Some(scale) = self.scale {
+            pass.device.scale(logits, scale)?;
+        }
+        match self.soft_cap {
+            Some(cap) => pass.device.soft_cap(logits, cap),
+            None => Ok(()),
+        }
     }
 }
 
 impl Workspace {
-    fn new(device: &Device, spec: &DecoderSpec) -> Result<Self, OpError> {
+    fn new(device: &Device, spec: &DecoderSpec, partition: Partition) -> Result<Self, OpError> {
         let hidden = || device.zeros(0, spec.hidden);
+        let embedded = || match spec.embedding.width == spec.hidden {
+            true => device.zeros(0, 0),
+            false => device.zeros(0, spec.embedding.width),
+        };
+        let part = if partition.is_split() { partition.vocabulary(spec.vocabulary).len() } else { 0 };
         Ok(Self {
-            residual: hidden()?,
-            normed: hidden()?,
-            delta: hidden()?,
-            attention: AttentionBuffers::new(device, &spec.attention)?,
-            mlp: MlpBuffers::new(device, spec.mlp)?,
+            stream: Stream::new(device, spec.hidden)?,
+            layers: LayerBuffers::new(device, spec, partition)?,
+            embedded: embedded()?,
             residual_last: hidden()?,
             delta_last: hidden()?,
             normed_last: hidden()?,
+            projected_last: embedded()?,
+            logits_part: device.zeros(0, part)?,
             logits: device.zeros(0, spec.vocabulary)?,
         })
     }
 
     /// Makes room for a step of `tokens` tokens, of which `selected` are wanted as logits.
     fn set_rows(&mut self, tokens: usize, selected: usize) -> Result<(), OpError> {
-        for tensor in [&mut self.residual, &mut self.normed, &mut self.delta] {
-            tensor.set_rows(tokens)?;
-        }
-        self.attention.set_rows(tokens)?;
-        self.mlp.set_rows(tokens)?;
-        for tensor in [&mut self.residual_last, &mut self.delta_last, &mut self.normed_last, &mut self.logits]
-        {
-            tensor.set_rows(selected)?;
-        }
-        Ok(())
+        self.stream.set_rows(tokens)?;
+        self.layers.set_rows(tokens)?;
+        self.embedded.set_rows(tokens)?;
+        let Self { residual_last, delta_last, normed_last, projected_last, logits_part, logits, .. } = self;
+        [residual_last, delta_last, normed_last, projected_last, logits_part, logits]
+            .into_iter()
+            .try_for_each(|tensor| tensor.set_rows(selected))
     }
 }

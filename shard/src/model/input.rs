@@ -4,7 +4,7 @@
 use kernels::OpError;
 
 use super::{ModelShape, StepInput};
-use crate::cache::{KvShape, PagedKv};
+use crate::cache::PagedKv;
 
 const OP: &str = "forward";
 
@@ -13,6 +13,7 @@ pub(super) fn check(input: &StepInput<'_>, model: &ModelShape, cache: &PagedKv) 
     let tokens = input.ids.len();
     check_cache(model, cache)?;
     check_length("positions", input.positions, tokens)?;
+    check_length("lengths", input.lengths, tokens)?;
     check_length("slots", input.slots, tokens)?;
     check_below("token id", input.ids, model.vocabulary)?;
     check_below("position", input.positions, model.positions_max)?;
@@ -22,7 +23,7 @@ pub(super) fn check(input: &StepInput<'_>, model: &ModelShape, cache: &PagedKv) 
 }
 
 fn check_cache(model: &ModelShape, cache: &PagedKv) -> Result<(), OpError> {
-    let (expected, found) = (KvShape::from(model), cache.shape());
+    let (expected, found) = (model.kv, cache.shape());
     if expected == found {
         return Ok(());
     }
@@ -58,12 +59,11 @@ mod tests {
 
     use super::*;
     use crate::backend::Device;
+    use crate::cache::KvShape;
 
     const MODEL: ModelShape = ModelShape {
         vocabulary: 10,
-        layers: 1,
-        kv_heads: 1,
-        head_dim: 2,
+        kv: KvShape { layers: 1, key_width: 2, value_width: 2 },
         positions_max: 4,
         dtype: DType::F32,
     };
@@ -74,7 +74,7 @@ mod tests {
     }
 
     fn expect(input: StepInput<'_>, expected: &str) {
-        let error = check(&input, &MODEL, &cache((&MODEL).into())).unwrap_err();
+        let error = check(&input, &MODEL, &cache(MODEL.kv)).unwrap_err();
         assert!(error.to_string().contains(expected), "expected `{expected}` in: {error}");
     }
 
@@ -82,8 +82,16 @@ mod tests {
     fn a_step_that_points_nowhere_is_refused_with_what_and_where() {
         let sequence = |slots| [Sequence { rows: 0..2, start: 0, slots }];
         let sequences = &sequence(&[6, 7]);
-        let good = StepInput { ids: &[0, 9], positions: &[0, 3], slots: &[6, 7], sequences, logits_at: &[1] };
-        assert_eq!(check(&good, &MODEL, &cache((&MODEL).into())), Ok(()));
+        let good = StepInput {
+            ids: &[0, 9],
+            positions: &[0, 3],
+            lengths: &[1, 4],
+            slots: &[6, 7],
+            sequences,
+            logits_at: &[1],
+            adapters: &[],
+        };
+        assert_eq!(check(&good, &MODEL, &cache(MODEL.kv)), Ok(()));
         expect(StepInput { ids: &[0, 10], ..good }, "token id 10 is out of range, the limit is 10");
         expect(StepInput { positions: &[0, 4], ..good }, "position 4 is out of range, the limit is 4");
         expect(StepInput { slots: &[6, 8], ..good }, "slot 8 is out of range, the limit is 8");
@@ -94,8 +102,16 @@ mod tests {
 
     #[test]
     fn another_models_cache_is_refused() {
-        let other = cache(KvShape { layers: 2, kv_heads: 1, head_dim: 2 });
-        let step = StepInput { ids: &[], positions: &[], slots: &[], sequences: &[], logits_at: &[] };
+        let other = cache(KvShape { layers: 2, ..MODEL.kv });
+        let step = StepInput {
+            ids: &[],
+            positions: &[],
+            lengths: &[],
+            slots: &[],
+            sequences: &[],
+            logits_at: &[],
+            adapters: &[],
+        };
         let message = check(&step, &MODEL, &other).unwrap_err().to_string();
         assert!(message.contains("layers: 2") && message.contains("layers: 1"), "{message}");
     }

@@ -1,44 +1,69 @@
 //! A model: a function of its input and the key/value cache.
 //!
 //! - `config_file.rs`: `config.json` as typed fields, each error naming the field
-//! - `config.rs`: what the fields mean
-//! - `decoder.rs`: the decoder that families share, described by a spec
+//! - `config.rs`, `rope_config.rs`: what the fields mean that families share
+//! - `spec.rs`: what a decoder is made of; `split.rs`: over how many ranks it can be split
+//! - `decoder.rs`, `layer.rs`: the decoder that families share, as a spec describes it
 //! - `input.rs`: what is checked of a step before anything is computed
-//! - `llama.rs`: one family per file, which says only what that family is
+//! - one file per family: what of the spec is different there
 //!
 //! To add a family: its file, and its row in [`FAMILIES`].
 
+mod baichuan;
+mod bloom;
+mod cohere;
 mod config;
 mod config_file;
+mod dbrx;
 mod decoder;
+mod deepseek;
+mod falcon;
+mod gemma;
+mod glm;
+mod gpt2;
+mod gpt_neox;
+mod gpt_oss;
+mod gptj;
+mod granite;
 mod input;
+mod layer;
 mod llama;
+mod mistral;
+mod mpt;
+mod olmo2;
+mod opt;
+mod phi;
+mod qwen;
+mod rope_config;
+mod smollm3;
+mod spec;
+mod split;
+mod stablelm;
+mod starcoder2;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use kernels::{OpError, Sequence};
+use kernels::{DType, OpError, Sequence};
 use thiserror::Error;
 
 use crate::backend::{Device, Tensor};
-use crate::cache::PagedKv;
-use crate::layers::LayerError;
-use crate::weights::{Checkpoint, WeightError, WeightPath};
+use crate::cache::{KvShape, PagedKv};
+use crate::collective::Ranks;
+use crate::layers::{AdapterRows, LayerError};
+use crate::weights::{Checkpoint, Loader, RandomWeights, WeightError, WeightSource};
 
-pub use config::{Activation, ModelConfig};
-pub use config_file::{ConfigError, ConfigFile};
-pub use decoder::{Decoder, DecoderSpec, Head};
+pub use config_file::{ConfigError, ConfigFile, Fields};
+pub use decoder::Decoder;
+pub use spec::DecoderSpec;
+pub use split::SplitError;
 
 /// What the engine needs to know of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelShape {
     /// Width of a row of logits.
     pub vocabulary: usize,
-    /// Decoder layers, each with its own cache.
-    pub layers: usize,
-    /// Key/value heads per layer on this device.
-    pub kv_heads: usize,
-    /// Elements per head.
-    pub head_dim: usize,
+    /// What a token occupies in the cache of this rank.
+    pub kv: KvShape,
     /// Positions the model was made for.
     pub positions_max: usize,
     /// Type of the stored weights.
@@ -52,12 +77,17 @@ pub struct StepInput<'a> {
     pub ids: &'a [u32],
     /// `[T]`, position of each token in its own sequence.
     pub positions: &'a [u32],
+    /// `[T]`, length of the sequence as it was when the token came: that of the prompt, or one more than the position of a
+    /// token that was generated. Rotary embeddings of some models depend on it.
+    pub lengths: &'a [u32],
     /// `[T]`, cache slot that receives each token's key and value.
     pub slots: &'a [u32],
     /// The requests; their rows cover `0 .. T` without overlap.
     pub sequences: &'a [Sequence<'a>],
     /// `[R]`, the tokens whose logits are wanted, in ascending order.
     pub logits_at: &'a [u32],
+    /// Rows that are changed by adapters; none overlaps another.
+    pub adapters: &'a [AdapterRows<'a>],
 }
 
 /// A causal language model.
@@ -83,6 +113,9 @@ pub enum LoadError {
     /// The weights are missing, or do not fit the configuration.
     #[error(transparent)]
     Weight(#[from] WeightError),
+    /// The model cannot be split over so many ranks.
+    #[error(transparent)]
+    Split(#[from] SplitError),
     /// The device refuses.
     #[error(transparent)]
     Device(#[from] OpError),
@@ -97,28 +130,127 @@ impl From<LayerError> for LoadError {
     }
 }
 
-/// Makes a model of one family from its configuration and its weights.
-type Family = fn(&ConfigFile, &WeightPath<'_>, Device) -> Result<Box<dyn Model>, LoadError>;
+/// Makes the spec of one family's model from its configuration.
+type Family = fn(&ConfigFile) -> Result<DecoderSpec, ConfigError>;
 
 /// `model_type` in `config.json` to family.
-const FAMILIES: &[(&str, Family)] = &[("llama", llama::load)];
+const FAMILIES: &[(&str, Family)] = &[
+    ("baichuan", baichuan::baichuan),
+    ("bloom", bloom::bloom),
+    ("cohere", cohere::cohere),
+    ("cohere2", cohere::cohere2),
+    ("dbrx", dbrx::dbrx),
+    ("deepseek_v2", deepseek::deepseek_v2),
+    ("deepseek_v3", deepseek::deepseek_v3),
+    ("falcon", falcon::falcon),
+    ("gemma", gemma::gemma),
+    ("gemma2", gemma::gemma2),
+    ("gemma3", gemma::gemma3),
+    ("gemma3_text", gemma::gemma3_text),
+    ("glm", glm::glm),
+    ("glm4", glm::glm4),
+    ("gpt2", gpt2::gpt2),
+    ("gpt_bigcode", gpt2::gpt_bigcode),
+    ("gpt_neox", gpt_neox::gpt_neox),
+    ("gpt_oss", gpt_oss::gpt_oss),
+    ("gptj", gptj::gptj),
+    ("granite", granite::granite),
+    ("granitemoe", granite::granitemoe),
+    ("granitemoeshared", granite::granitemoeshared),
+    ("llama", llama::llama),
+    ("mistral", mistral::mistral),
+    ("mixtral", mistral::mixtral),
+    ("mpt", mpt::mpt),
+    ("olmo2", olmo2::olmo2),
+    ("opt", opt::opt),
+    ("phi", phi::phi),
+    ("phi3", phi::phi3),
+    ("phimoe", phi::phimoe),
+    ("qwen2", qwen::qwen2),
+    ("qwen2_moe", qwen::qwen2_moe),
+    ("qwen3", qwen::qwen3),
+    ("qwen3_moe", qwen::qwen3_moe),
+    ("RefinedWeb", falcon::falcon),
+    ("RefinedWebModel", falcon::falcon),
+    ("smollm3", smollm3::smollm3),
+    ("stablelm", stablelm::stablelm),
+    ("starcoder2", starcoder2::starcoder2),
+];
 
-/// Loads the checkpoint in `directory`: `config.json` and safetensors files. Weights stay in the mapped files.
-///
-/// Errors when the family is not served, and when a field or a tensor is missing or wrong.
-pub fn load(directory: &Path, device: Device) -> Result<Box<dyn Model>, LoadError> {
-    let file = ConfigFile::read(directory)?;
-    let family = family(&file)?;
-    let checkpoint = Checkpoint::open(directory)?;
-    family(&file, &WeightPath::root(&checkpoint), device)
+/// How a model is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Element type of matrices; as they are stored, if absent.
+    pub dtype: Option<DType>,
+    /// Where the weights come from.
+    pub weights: WeightOrigin,
 }
 
-fn family(file: &ConfigFile) -> Result<Family, ConfigError> {
-    let model_type = file.fields().required("model_type", config_file::Fields::text)?;
-    let served = FAMILIES.iter().find(|(name, _)| *name == model_type);
-    served.map(|&(_, family)| family).ok_or_else(|| {
-        let names: Vec<&str> = FAMILIES.iter().map(|&(name, _)| name).collect();
-        file.fields().unserved("model_type", model_type, &names)
+/// Where a model's weights come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum WeightOrigin {
+    /// Files beside the configuration.
+    #[default]
+    Directory,
+    /// Files elsewhere.
+    Other(PathBuf),
+    /// No files: random numbers from this seed.
+    Random(u64),
+}
+
+/// Element type of random matrices where the configuration names none.
+const RANDOM_DTYPE: DType = DType::BF16;
+
+/// Loads this rank's part of the checkpoint in `directory`: `config.json` and weight files. Weights stay in the mapped files
+/// where they lie there as they are needed.
+///
+/// Errors when the family is not served, when a field or a tensor is missing or wrong, and when the model cannot be split
+/// over so many ranks.
+pub fn load(
+    directory: &Path,
+    options: &LoadOptions,
+    device: Device,
+    ranks: Ranks,
+) -> Result<Box<dyn Model>, LoadError> {
+    let file = ConfigFile::read(directory)?;
+    let spec = spec(&file)?;
+    split::check(&spec, ranks.partition().world)?;
+    let source = match &options.weights {
+        WeightOrigin::Directory => WeightSource::Files(Checkpoint::open(directory)?),
+        WeightOrigin::Other(directory) => WeightSource::Files(Checkpoint::open(directory)?),
+        WeightOrigin::Random(seed) => {
+            let dtype = options.dtype.or(dtype(&file.fields())?).unwrap_or(RANDOM_DTYPE);
+            WeightSource::Random(RandomWeights { seed: *seed, dtype })
+        }
+    };
+    let loader = Loader::new(source, ranks.partition(), options.dtype);
+    Ok(Box::new(Decoder::load(&spec, &loader.root(), device, ranks)?))
+}
+
+/// What the configuration describes.
+fn spec(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
+    let fields = file.fields();
+    let model_type = fields.required("model_type", Fields::text)?;
+    match FAMILIES.iter().find(|(name, _)| *name == model_type) {
+        Some((_, family)) => family(file),
+        None => {
+            let names: Vec<&str> = FAMILIES.iter().map(|&(name, _)| name).collect();
+            Err(fields.unserved("model_type", model_type, &names))
+        }
+    }
+}
+
+/// The element type that the configuration names, if it is one that is served.
+fn dtype(fields: &Fields<'_>) -> Result<Option<DType>, ConfigError> {
+    let name = match fields.text("dtype")? {
+        Some(name) => Some(name),
+        None => fields.text("torch_dtype")?,
+    };
+    Ok(match name {
+        Some("float16") => Some(DType::F16),
+        Some("bfloat16") => Some(DType::BF16),
+        Some("float32") => Some(DType::F32),
+        _ => None,
     })
 }
 
@@ -130,7 +262,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("config.json"), config).unwrap();
         let device = Device::cpu(std::num::NonZeroUsize::MIN).unwrap();
-        let message = match load(directory.path(), device) {
+        let message = match load(directory.path(), &LoadOptions::default(), device, Ranks::Alone) {
             Ok(_) => panic!("a model was loaded from {config}"),
             Err(error) => error.to_string(),
         };

@@ -12,9 +12,11 @@ use tonic::transport::{Channel, Endpoint};
 use super::wire::tests::request;
 use super::{Identity, Socket, serve};
 use crate::backend::Device;
+use crate::collective::Ranks;
 use crate::engine::Engine;
 use crate::engine::commands::Parts;
 use crate::engine::warmup::MemoryShare;
+use crate::model::LoadOptions;
 use crate::sampling::penalties::Watermark;
 use crate::text::tokenizer::Tokenizer;
 use crate::{model, text};
@@ -37,7 +39,7 @@ impl Shard {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("shard-0");
         let device = Device::cpu(NonZeroUsize::MIN).unwrap();
-        let model = model::load(&checkpoint(), device.clone()).unwrap();
+        let model = model::load(&checkpoint(), &LoadOptions::default(), device.clone(), Ranks::Alone).unwrap();
         let identity = Identity {
             dtype: model.shape().dtype,
             socket: socket.clone(),
@@ -272,7 +274,7 @@ async fn the_socket_goes_when_the_server_stops() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("shard-0");
     let device = Device::cpu(NonZeroUsize::MIN).unwrap();
-    let model = model::load(&checkpoint(), device.clone()).unwrap();
+    let model = model::load(&checkpoint(), &LoadOptions::default(), device.clone(), Ranks::Alone).unwrap();
     let watermark = Watermark { gamma: 0.5, delta: 2.0 };
     let identity = Identity { dtype: model.shape().dtype, socket: path.clone(), watermark };
     let tokenizer = Tokenizer::load(&checkpoint()).unwrap();

@@ -1,121 +1,295 @@
-//! What layers ask of a checkpoint: the weight at this path, of this shape.
+//! What layers ask of a checkpoint: the part of the tensor at this path that belongs to this rank.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
 
 use kernels::DType;
 use safetensors::tensor::Dtype;
 
-use super::checkpoint::StoredTensor;
-use super::weight::widen;
-use super::{Checkpoint, Weight, WeightError};
+use super::region::{Region, Rows};
+use super::weight::{FileRange, append, read};
+use super::{Checkpoint, Partition, RandomWeights, Weight, WeightError};
+
+/// Where weights come from.
+#[derive(Debug)]
+pub enum WeightSource {
+    /// The files of a checkpoint.
+    Files(Checkpoint),
+    /// None: they are made up.
+    Random(RandomWeights),
+}
+
+/// What loads a model on one rank.
+#[derive(Debug)]
+pub struct Loader {
+    source: WeightSource,
+    partition: Partition,
+    dtype: Option<DType>,
+    /// What was left in the files so far.
+    mapped: RefCell<Vec<FileRange>>,
+    /// Linear layers so far.
+    linears: RefCell<Vec<LinearOrigin>>,
+}
+
+/// Where a linear layer comes from, so that an adapter's weights for it can be found and cut alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinearOrigin {
+    /// Path in the checkpoint, without `.weight`.
+    pub name: String,
+    /// The part of the stored matrix that this rank has.
+    pub region: Region,
+}
 
 /// A place in the tree of a checkpoint's names, such as `model.layers.3.mlp`.
 #[derive(Clone, Debug)]
 pub struct WeightPath<'a> {
-    checkpoint: &'a Checkpoint,
+    loader: &'a Loader,
     prefix: String,
 }
 
-impl<'a> WeightPath<'a> {
+impl Loader {
+    /// Matrices keep the type they are stored in, unless `dtype` names another.
+    pub fn new(source: WeightSource, partition: Partition, dtype: Option<DType>) -> Self {
+        Self { source, partition, dtype, mapped: RefCell::default(), linears: RefCell::default() }
+    }
+
     /// The root of all names.
-    pub fn root(checkpoint: &'a Checkpoint) -> Self {
-        Self { checkpoint, prefix: String::new() }
+    pub fn root(&self) -> WeightPath<'_> {
+        WeightPath { loader: self, prefix: String::new() }
     }
 
-    /// One step down: `model` becomes `model.norm`.
+    /// The rank that is loaded.
+    pub fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    /// The bytes that stay in their files, and the linear layers in the order of their numbers.
+    pub fn finish(self) -> (Vec<FileRange>, Vec<LinearOrigin>) {
+        (self.mapped.into_inner(), self.linears.into_inner())
+    }
+}
+
+impl<'a> WeightPath<'a> {
+    /// One step down: `model` becomes `model.norm`. An empty name stays here.
     pub fn at(&self, name: impl std::fmt::Display) -> Self {
-        let prefix =
-            if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
-        Self { checkpoint: self.checkpoint, prefix }
+        let name = name.to_string();
+        let prefix = match (self.prefix.as_str(), name.as_str()) {
+            ("", _) => name,
+            (_, "") => self.prefix.clone(),
+            (prefix, name) => format!("{prefix}.{name}"),
+        };
+        Self { loader: self.loader, prefix }
     }
 
-    /// The matrix here, `[rows, cols]`, left in its file.
+    /// The rank that is loaded.
+    pub fn partition(&self) -> Partition {
+        self.loader.partition
+    }
+
+    /// Whether there is a tensor of this name. Made-up checkpoints have every tensor.
+    pub fn exists(&self) -> bool {
+        match &self.loader.source {
+            WeightSource::Files(checkpoint) => checkpoint.contains(&self.prefix),
+            WeightSource::Random(_) => true,
+        }
+    }
+
+    /// Gives the linear layer here its number.
+    pub fn register(&self, region: &Region) -> usize {
+        let mut linears = self.loader.linears.borrow_mut();
+        linears.push(LinearOrigin { name: self.prefix.clone(), region: region.clone() });
+        linears.len() - 1
+    }
+
+    /// A part of the matrix here. It is left in its file where it lies row by row in a type that is served.
     ///
     /// Errors when it is missing, has another shape, or is not of floats.
-    pub fn matrix(&self, rows: usize, cols: usize) -> Result<Weight, WeightError> {
-        let (tensor, dtype) = self.tensor(&[rows, cols])?;
-        Ok(Weight::new(tensor.file.clone(), tensor.start..tensor.end, dtype, [rows, cols]))
+    pub fn matrix(&self, region: &Region) -> Result<Weight, WeightError> {
+        let checkpoint = match &self.loader.source {
+            WeightSource::Files(checkpoint) => checkpoint,
+            WeightSource::Random(random) => return Ok(random.matrix(&self.prefix, region)),
+        };
+        let (tensor, stored) = self.tensor(checkpoint, &region.stored_shapes())?;
+        let dtype = self.loader.dtype.unwrap_or(stored);
+        if dtype == stored && !region.transposed {
+            let weight = Weight::mapped(&tensor, dtype, region);
+            self.loader.mapped.borrow_mut().extend(weight.file_range());
+            return Ok(weight);
+        }
+        Ok(Weight::owned(copy(tensor.bytes(), stored, dtype, region), dtype, region.shape()))
     }
 
-    /// The vector here, of `length` elements, as f32. Norms and biases are small: they are copied.
+    /// The whole matrix here, `[rows, cols]`, as f32, row by row.
+    ///
+    /// Errors when it is missing, has another shape, or is not of floats.
+    pub fn elements(&self, rows: usize, cols: usize) -> Result<Vec<f32>, WeightError> {
+        self.floats(vec![vec![rows, cols]], Rows::range(0..rows * cols), 0)
+    }
+
+    /// The whole vector here, of `length` elements, as f32. Norms and biases are small: they are copied.
     ///
     /// Errors when it is missing, has another shape, or is not of floats.
     pub fn vector(&self, length: usize) -> Result<Vec<f32>, WeightError> {
-        let (tensor, dtype) = self.tensor(&[length])?;
-        Ok(widen(&tensor.file.bytes()[tensor.start..tensor.end], dtype))
+        self.floats(vec![vec![length]], Rows::range(0..length), 0)
     }
 
-    fn tensor(&self, shape: &[usize]) -> Result<(StoredTensor<'a>, DType), WeightError> {
-        let tensor = self.checkpoint.tensor(&self.prefix)?;
-        if tensor.shape != shape {
+    /// Some elements of the vector here, of `length` elements in all.
+    ///
+    /// Errors when it is missing, has another shape, or is not of floats.
+    pub fn vector_part(&self, length: usize, rows: Rows) -> Result<Vec<f32>, WeightError> {
+        self.floats(vec![vec![length]], rows, 0)
+    }
+
+    /// The bias of a matrix of which `region` is taken.
+    ///
+    /// Errors when it is missing, has another shape, or is not of floats.
+    pub fn bias(&self, region: &Region) -> Result<Vec<f32>, WeightError> {
+        let first = region.stack.map_or(0, |stack| stack.index * region.whole[0]);
+        self.floats(region.stored_bias_shapes(), region.rows, first)
+    }
+
+    fn floats(&self, shapes: Vec<Vec<usize>>, rows: Rows, first: usize) -> Result<Vec<f32>, WeightError> {
+        let places = (0..rows.len()).map(|row| first + rows.stored(row));
+        match &self.loader.source {
+            WeightSource::Random(random) => {
+                let all = random.vector(&self.prefix, shapes[0].iter().product());
+                Ok(places.map(|place| all[place]).collect())
+            }
+            WeightSource::Files(checkpoint) => {
+                let (tensor, dtype) = self.tensor(checkpoint, &shapes)?;
+                Ok(places.map(|place| read(tensor.bytes(), dtype, place)).collect())
+            }
+        }
+    }
+
+    /// The tensor here, which must have one of `shapes`.
+    fn tensor(
+        &self,
+        checkpoint: &Checkpoint,
+        shapes: &[Vec<usize>],
+    ) -> Result<(FileRange, DType), WeightError> {
+        let tensor = checkpoint.tensor(&self.prefix)?;
+        let file = || -> PathBuf { tensor.file.path().to_owned() };
+        if !shapes.iter().any(|shape| shape == tensor.shape) {
             return Err(WeightError::Shape {
-                file: tensor.file.path().to_owned(),
+                file: file(),
                 tensor: self.prefix.clone(),
-                expected: shape.to_vec(),
+                expected: shapes[0].clone(),
                 found: tensor.shape.to_vec(),
             });
         }
-        match tensor.dtype {
-            Dtype::F32 => Ok((tensor, DType::F32)),
-            Dtype::F16 => Ok((tensor, DType::F16)),
-            Dtype::BF16 => Ok((tensor, DType::BF16)),
-            other => Err(WeightError::DType {
-                file: tensor.file.path().to_owned(),
-                tensor: self.prefix.clone(),
-                found: other.to_string(),
-            }),
+        let dtype = match tensor.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => {
+                let (tensor, found) = (self.prefix.clone(), other.to_string());
+                return Err(WeightError::DType { file: file(), tensor, found });
+            }
+        };
+        Ok((FileRange { file: tensor.file.clone(), range: tensor.start..tensor.end }, dtype))
+    }
+}
+
+/// The elements of a region, row by row, in another type.
+fn copy(bytes: &[u8], stored: DType, wanted: DType, region: &Region) -> Vec<u8> {
+    let [rows, cols] = region.whole;
+    let mut copied = Vec::with_capacity(region.rows.len() * region.cols.len() * wanted.size());
+    for row in 0..region.rows.len() {
+        let row = region.rows.stored(row);
+        for col in region.cols.clone() {
+            let place = if region.transposed { col * rows + row } else { row * cols + col };
+            append(&mut copied, wanted, read(bytes, stored, region.offset() + place));
         }
     }
+    copied
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// `layer.weight` F32 [2, 1] = 1, 2; `layer.bias` F16 [2] = 0, 0; `layer.index` I32 [2].
-    fn checkpoint() -> (tempfile::TempDir, Checkpoint) {
+    /// `layer.weight` F32 [3, 2] = 1 to 6; `layer.bias` F16 [2] = 0, 0; `layer.index` I32 [2].
+    fn loader(dtype: Option<DType>) -> (tempfile::TempDir, Loader) {
         let header = serde_json::json!({
-            "layer.weight": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]},
-            "layer.bias": {"dtype": "F16", "shape": [2], "data_offsets": [8, 12]},
-            "layer.index": {"dtype": "I32", "shape": [2], "data_offsets": [12, 20]}
+            "layer.weight": {"dtype": "F32", "shape": [3, 2], "data_offsets": [0, 24]},
+            "layer.bias": {"dtype": "F16", "shape": [2], "data_offsets": [24, 28]},
+            "layer.index": {"dtype": "I32", "shape": [2], "data_offsets": [28, 36]}
         })
         .to_string();
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend_from_slice(header.as_bytes());
-        bytes.extend([1f32, 2.].iter().flat_map(|value| value.to_le_bytes()));
+        bytes.extend([1f32, 2., 3., 4., 5., 6.].iter().flat_map(|value| value.to_le_bytes()));
         bytes.extend([0; 12]);
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("model.safetensors"), bytes).unwrap();
-        let checkpoint = Checkpoint::open(directory.path()).unwrap();
-        (directory, checkpoint)
+        let source = WeightSource::Files(Checkpoint::open(directory.path()).unwrap());
+        (directory, Loader::new(source, Partition::WHOLE, dtype))
+    }
+
+    fn elements(weight: &Weight) -> Vec<f32> {
+        let [rows, cols] = weight.shape();
+        (0..rows * cols).map(|at| weight.matrix().element(at / cols, at % cols)).collect()
     }
 
     #[test]
-    fn a_path_leads_to_its_weights() {
-        let (_directory, checkpoint) = checkpoint();
-        let layer = WeightPath::root(&checkpoint).at("layer");
-        let weight = layer.at("weight").matrix(2, 1).unwrap();
-        assert_eq!(weight.matrix().row(1), 2f32.to_le_bytes());
-        assert_eq!(layer.at("bias").vector(2).unwrap(), [0.0, 0.0]);
+    fn a_region_is_found_where_it_is_stored() {
+        let (_directory, loader) = loader(None);
+        let weight = |region: Region| loader.root().at("layer").at("weight").matrix(&region).unwrap();
+        assert_eq!(elements(&weight(Region::all(3, 2))), [1., 2., 3., 4., 5., 6.]);
+        assert_eq!(elements(&weight(Region::all(3, 2).with_cols(1..2))), [2., 4., 6.]);
+        let outer = Rows { first: 0, group: 1, groups: 2, stride: 2 };
+        assert_eq!(elements(&weight(Region::all(3, 2).with_rows(outer))), [1., 2., 5., 6.]);
+        assert_eq!(loader.finish().0.len(), 3);
+    }
+
+    #[test]
+    fn a_transposed_matrix_is_turned() {
+        let (_directory, loader) = loader(None);
+        let region = Region::all(2, 3).transposed(true).with_rows(Rows::range(1..2));
+        let weight = loader.root().at("layer.weight").matrix(&region).unwrap();
+        assert_eq!(elements(&weight), [2., 4., 6.]);
+        assert_eq!(weight.private_bytes(), 12);
+    }
+
+    #[test]
+    fn stacked_matrices_are_told_apart() {
+        let (_directory, loader) = loader(None);
+        let region = |index| Region {
+            stack: Some(super::super::region::Stack { index, count: 3 }),
+            ..Region::all(1, 2)
+        };
+        let weight = loader.root().at("layer.weight").matrix(&region(2)).unwrap();
+        assert_eq!(elements(&weight), [5., 6.]);
+    }
+
+    #[test]
+    fn another_type_is_converted_to() {
+        let (_directory, loader) = loader(Some(DType::BF16));
+        let weight = loader.root().at("layer.weight").matrix(&Region::all(3, 2)).unwrap();
+        assert_eq!((weight.dtype(), weight.private_bytes()), (DType::BF16, 12));
+        assert_eq!(elements(&weight), [1., 2., 3., 4., 5., 6.]);
     }
 
     #[test]
     fn a_weight_outlives_the_checkpoint_it_came_from() {
-        let (_directory, checkpoint) = checkpoint();
-        let weight = WeightPath::root(&checkpoint).at("layer").at("weight").matrix(2, 1).unwrap();
-        drop(checkpoint);
-        assert_eq!(weight.matrix().row(0), 1f32.to_le_bytes());
+        let (_directory, loader) = loader(None);
+        let weight = loader.root().at("layer.weight").matrix(&Region::all(3, 2)).unwrap();
+        drop(loader);
+        assert_eq!(weight.matrix().row(0), [1f32.to_le_bytes(), 2f32.to_le_bytes()].concat());
     }
 
     #[test]
     fn a_weight_that_does_not_fit_is_an_error_that_names_file_and_tensor() {
-        let (_directory, checkpoint) = checkpoint();
-        let layer = WeightPath::root(&checkpoint).at("layer");
+        let (_directory, loader) = loader(None);
+        let layer = loader.root().at("layer");
         let check = |error: WeightError, expected: &str| {
             let message = error.to_string();
             assert!(message.contains(expected), "expected `{expected}` in: {message}");
         };
         check(
-            layer.at("weight").matrix(1, 2).unwrap_err(),
-            "model.safetensors: tensor `layer.weight` has shape [2, 1], [1, 2] expected",
+            layer.at("weight").matrix(&Region::all(1, 2)).unwrap_err(),
+            "model.safetensors: tensor `layer.weight` has shape [3, 2], [1, 2] expected",
         );
         check(layer.at("bias").vector(3).unwrap_err(), "`layer.bias` has shape [2], [3] expected");
         check(layer.at("index").vector(2).unwrap_err(), "`layer.index` is stored as I32");

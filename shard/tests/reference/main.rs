@@ -1,6 +1,7 @@
 //! Whole models against what other code computes for them.
 //!
-//! - `fixture.rs`: a checkpoint with the numbers of the reference library
+//! - `fixture.rs`: checkpoints of every family with the numbers of the reference library
+//! - `ranks.rs`: several ranks of a model, as threads
 //! - `options.rs`: random checkpoints of every shape, against `plain.rs`
 //! - `plain.rs`: the Llama decoder in plain f64 loops, from the equations, sharing no code with the crate
 //! - `checkpoint.rs`: writes those random checkpoints
@@ -10,4 +11,5 @@ mod checkpoint;
 mod fixture;
 mod options;
 mod plain;
+mod ranks;
 mod steps;

@@ -1,6 +1,7 @@
 use kernels::DType;
 use shard::backend::Device;
-use shard::model;
+use shard::collective::Ranks;
+use shard::model::{self, LoadOptions};
 
 use crate::checkpoint::{self, Shape};
 use crate::plain;
@@ -90,7 +91,7 @@ fn a_checkpoint_that_contradicts_its_configuration_names_the_tensor() {
         assert!(original.contains(from), "{original}");
         std::fs::write(&config, original.replace(from, to)).unwrap();
         let device = Device::cpu(std::num::NonZeroUsize::MIN).unwrap();
-        let message = match model::load(directory.path(), device) {
+        let message = match model::load(directory.path(), &LoadOptions::default(), device, Ranks::Alone) {
             Ok(_) => panic!("{to} was loaded"),
             Err(error) => error.to_string(),
         };

@@ -6,9 +6,10 @@ use kernels::Sequence;
 use proto::units::{BlockCount, BlockSize};
 use shard::backend::Device;
 use shard::cache::PagedKv;
-use shard::model::{self, Model, StepInput};
+use shard::collective::Ranks;
+use shard::model::{self, LoadOptions, Model, StepInput};
 
-const BLOCKS: BlockCount = BlockCount(128);
+const BLOCKS: BlockCount = BlockCount(256);
 const BLOCK_SIZE: BlockSize = BlockSize::new(16).unwrap();
 const SLOTS: u32 = BLOCKS.0 * BLOCK_SIZE.get();
 
@@ -23,6 +24,7 @@ pub(crate) struct Runner {
 pub(crate) struct Request {
     pub(crate) ids: Vec<u32>,
     slots: Vec<u32>,
+    prompt_length: usize,
     computed: usize,
 }
 
@@ -38,18 +40,28 @@ pub(crate) type Logits = Vec<Vec<f32>>;
 
 impl Runner {
     pub(crate) fn new(directory: &Path, threads: usize) -> Self {
+        Self::open(directory, threads).expect("the checkpoint is good")
+    }
+
+    /// Errors when the checkpoint cannot be loaded.
+    pub(crate) fn open(directory: &Path, threads: usize) -> Result<Self, String> {
+        Self::open_ranks(directory, threads, Ranks::Alone)
+    }
+
+    /// One of several ranks.
+    pub(crate) fn open_ranks(directory: &Path, threads: usize, ranks: Ranks) -> Result<Self, String> {
         let threads = NonZeroUsize::new(threads).expect("at least one thread");
         let device = Device::cpu(threads).expect("the CPU is always there");
-        let model = model::load(directory, device.clone()).expect("the checkpoint is good");
-        let cache =
-            PagedKv::new(&device, model.shape().into(), BLOCKS, BLOCK_SIZE).expect("a small cache fits");
-        Self { model, cache, slots_taken: 0 }
+        let model = model::load(directory, &LoadOptions::default(), device.clone(), ranks)
+            .map_err(|error| error.to_string())?;
+        let cache = PagedKv::new(&device, model.shape().kv, BLOCKS, BLOCK_SIZE).expect("a small cache fits");
+        Ok(Self { model, cache, slots_taken: 0 })
     }
 
     /// A request with this prompt, and slots for `tokens_more` further tokens.
     pub(crate) fn request(&mut self, prompt: &[u32], tokens_more: usize) -> Request {
         let slots = (0..prompt.len() + tokens_more).map(|_| self.slot()).collect();
-        Request { ids: prompt.to_vec(), slots, computed: 0 }
+        Request { ids: prompt.to_vec(), slots, prompt_length: prompt.len(), computed: 0 }
     }
 
     /// Computes the tokens that are new since the last step, at most `tokens_max` of each request, in one batch.
@@ -80,12 +92,14 @@ impl Runner {
         tokens_max: usize,
         logits_at: impl FnOnce(usize) -> Vec<u32>,
     ) -> Logits {
-        let (mut ids, mut positions, mut slots, mut sequences) = (vec![], vec![], vec![], vec![]);
+        let (mut ids, mut positions, mut lengths) = (vec![], vec![], vec![]);
+        let (mut slots, mut sequences) = (vec![], vec![]);
         for request in requests {
             let Range { start, end } = request.next(tokens_max);
             let first = ids.len();
             ids.extend_from_slice(&request.ids[start..end]);
             positions.extend(start as u32..end as u32);
+            lengths.extend((start..end).map(|position| request.prompt_length.max(position + 1) as u32));
             slots.extend_from_slice(&request.slots[start..end]);
             sequences.push(Sequence { rows: first..ids.len(), start, slots: &request.slots[..end] });
         }
@@ -93,9 +107,11 @@ impl Runner {
         let input = StepInput {
             ids: &ids,
             positions: &positions,
+            lengths: &lengths,
             slots: &slots,
             sequences: &sequences,
             logits_at: &logits_at,
+            adapters: &[],
         };
         let logits = self.model.forward(&input, &mut self.cache).expect("the step is well formed");
         assert_eq!(logits.rows(), logits_at.len());

@@ -18,7 +18,7 @@ use super::request::{NewBatch, NewRequest, Placement, Prompt, Stopping};
 use super::slots::SlotTable;
 use super::warmup::{MemoryShare, Warmup};
 use crate::backend::{Device, Tensor};
-use crate::cache::PagedKv;
+use crate::cache::{KvShape, PagedKv};
 use crate::model::{Model, ModelShape, StepInput};
 use crate::sampling::tests::greedy;
 use crate::text::tokenizer::tests::byte_tokenizer;
@@ -42,9 +42,7 @@ impl Hashing {
     fn new() -> Self {
         let shape = ModelShape {
             vocabulary: VOCABULARY,
-            layers: 1,
-            kv_heads: 1,
-            head_dim: 8,
+            kv: KvShape { layers: 1, key_width: 8, value_width: 8 },
             positions_max: 256,
             dtype: DType::F32,
         };
