@@ -7,3 +7,7 @@ pub const INPUT_IDS: &str = "input_ids";
 
 /// `NextTokenChooserParameters` fields from 1000: presence and count penalty, `min_p`, `logit_bias`.
 pub const SAMPLING_MORE: &str = "sampling_more";
+
+/// Adapters are loaded and unloaded while the shard runs (`LoadAdapter`, `UnloadAdapter`), and `InfoResponse.adapters` says
+/// which there are.
+pub const ADAPTERS: &str = "adapters";

@@ -1,5 +1,3 @@
-use std::ops::Range;
-
 use kernels::{HeadShape, OpError, Sequence};
 
 use super::{LayerError, Linear, Norm, NormSpec, Pass, Rope, project};
@@ -165,7 +163,7 @@ impl AttentionSpec {
     pub fn local_heads(&self, partition: Partition) -> HeadShape {
         HeadShape {
             heads: partition.even(self.heads.heads).len(),
-            kv_heads: partition.kv_heads(self.heads.kv_heads).len(),
+            kv_heads: partition.kv_heads(self.heads.heads, self.heads.kv_heads).len(),
             ..self.heads
         }
     }
@@ -173,9 +171,8 @@ impl AttentionSpec {
     /// Names and regions of the projections into queries, keys and values.
     fn regions(&self, partition: Partition) -> [(&'static str, Region); 3] {
         let HeadShape { heads, kv_heads, head_dim } = self.heads;
-        let elements = |heads: Range<usize>| heads.start * head_dim..heads.end * head_dim;
-        let query = elements(partition.even(heads));
-        let key = elements(partition.kv_heads(kv_heads));
+        let own = partition.even(heads);
+        let own_kv = partition.kv_heads(heads, kv_heads);
         let (query_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         let region = |whole: usize, rows: Rows| {
             Region::all(whole, self.hidden).transposed(self.transposed).with_rows(rows)
@@ -190,11 +187,12 @@ impl AttentionSpec {
             }
             Projections::Grouped(_) => {
                 let queries = heads / kv_heads * head_dim;
-                let part = |first, group| Rows { first, group, groups: kv_heads, stride: queries + 2 * head_dim };
+                let part = |first, group| Rows::strided(first, group, kv_heads, queries + 2 * head_dim);
                 [part(0, queries), part(queries, head_dim), part(queries + head_dim, head_dim)]
             }
         };
-        let rows = [all_query.slice(query), all_key.slice(key.clone()), all_value.slice(key)];
+        let query = all_query.pick(head_dim, &own.collect::<Vec<_>>());
+        let mut rows = [query, all_key.pick(head_dim, &own_kv), all_value.pick(head_dim, &own_kv)];
         let fused = query_width + 2 * kv_width;
         let (names, wholes) = match self.projections {
             Projections::Separate { query, key, value } => {
@@ -202,7 +200,7 @@ impl AttentionSpec {
             }
             Projections::Stacked(name) | Projections::Grouped(name) => ([name; 3], [fused; 3]),
         };
-        std::array::from_fn(|at| (names[at], region(wholes[at], rows[at])))
+        std::array::from_fn(|at| (names[at], region(wholes[at], std::mem::take(&mut rows[at]))))
     }
 }
 
@@ -222,7 +220,7 @@ impl Attention {
         let sinks = match spec.sinks {
             Some(name) => {
                 let rows = Rows::range(local.clone());
-                Some(upload(path.at(name).vector_part(spec.heads.heads, rows)?)?)
+                Some(upload(path.at(name).vector_part(&[spec.heads.heads], &rows)?)?)
             }
             None => None,
         };
@@ -316,12 +314,12 @@ impl HeadNorms {
     ) -> Result<Self, LayerError> {
         let partition = path.partition();
         let HeadShape { heads, kv_heads, head_dim } = spec.heads;
-        let load = |name, count, part: &dyn Fn(Partition) -> Range<usize>| {
+        let load = |name, count, part: &dyn Fn(Partition) -> Vec<usize>| {
             HeadNorm::load(&path.at(name), device, norms, NormHeads { partition, head_dim, count, part })
         };
         Ok(Self {
-            query: load(norms.query, heads, &|rank: Partition| rank.even(heads))?,
-            key: load(norms.key, kv_heads, &|rank: Partition| rank.kv_heads(kv_heads))?,
+            query: load(norms.query, heads, &|rank: Partition| rank.even(heads).collect())?,
+            key: load(norms.key, kv_heads, &|rank: Partition| rank.kv_heads(heads, kv_heads))?,
         })
     }
 }
@@ -333,7 +331,7 @@ struct NormHeads<'a> {
     /// Over all ranks.
     count: usize,
     /// Which of them a rank has.
-    part: &'a dyn Fn(Partition) -> Range<usize>,
+    part: &'a dyn Fn(Partition) -> Vec<usize>,
 }
 
 impl HeadNorm {
@@ -345,27 +343,24 @@ impl HeadNorm {
     ) -> Result<Self, LayerError> {
         let NormHeads { partition, head_dim, count, part } = heads;
         let own = part(partition);
-        let elements = |heads: Range<usize>| heads.start * head_dim..heads.end * head_dim;
-        let whole = count * head_dim;
+        let elements = |heads: &[usize]| Rows::range(0..count * head_dim).pick(head_dim, heads);
         let norm = match norms.scope {
             QkNormScope::Head => Norm::load(path, device, head_dim, norms.norm)?,
             QkNormScope::EachHead => {
-                Norm::load_part(path, device, head_dim, whole, Rows::range(elements(own)), norms.norm)?
+                Norm::load_part(path, device, &[count, head_dim], &elements(&own), norms.norm)?
             }
             QkNormScope::Modules => {
                 let gather = |name| -> Result<Vec<f32>, LayerError> {
-                    let heads = own.clone().map(|head| path.at("norms").at(head).at(name).vector(head_dim));
+                    let heads = own.iter().map(|head| path.at("norms").at(head).at(name).vector(head_dim));
                     Ok(heads.collect::<Result<Vec<_>, _>>()?.concat())
                 };
                 let bias = if norms.norm.bias { Some(gather("bias")?) } else { None };
                 Norm::from_parts(device, head_dim, norms.norm, Some(gather("weight")?), bias)?
             }
             QkNormScope::Width => {
-                // Heads that several ranks have are gathered several times, which changes neither mean nor variance.
-                let gather = |name| -> Result<Vec<f32>, LayerError> {
-                    let all = path.at(name).vector(whole)?;
-                    Ok(partition.ranks().flat_map(|rank| all[elements(part(rank))].to_vec()).collect())
-                };
+                // Ranks that share heads all bring them, each head as often: that changes neither mean nor variance.
+                let all: Vec<usize> = partition.ranks().flat_map(part).collect();
+                let gather = |name| path.at(name).vector_part(&[count * head_dim], &elements(&all));
                 let weight = gather("weight")?;
                 let bias = if norms.norm.bias { Some(gather("bias")?) } else { None };
                 Norm::from_parts(device, weight.len(), norms.norm, Some(weight), bias)?
@@ -463,5 +458,8 @@ mod tests {
         assert_eq!(rows(grouped, 0, 1), [vec![0, 1, 4, 5], vec![2, 6], vec![3, 7]]);
         assert_eq!(rows(grouped, 1, 2), [vec![4, 5], vec![6], vec![7]]);
         assert_eq!(rows(grouped, 3, 4), [vec![5], vec![6], vec![7]]);
+        let cut = AttentionSpec { heads: HeadShape { heads: 6, kv_heads: 3, head_dim: 1 }, ..spec(stacked) };
+        let regions = cut.regions(Partition { rank: 1, world: 2 }).map(|(_, region)| stored(&region));
+        assert_eq!(regions, [vec![3, 4, 5], vec![7, 8, 8], vec![10, 11, 11]]);
     }
 }

@@ -104,8 +104,7 @@ impl LatentAttention {
         let heads = path.partition().even(spec.heads);
         // Each head's rows of a matrix that holds two kinds of them per head.
         let per_head = |first, group, stride| {
-            let all = Rows { first, group, groups: spec.heads, stride };
-            all.slice(heads.start * group..heads.end * group)
+            Rows::strided(first, group, spec.heads, stride).slice(heads.start * group..heads.end * group)
         };
         let linear = |name, region: &Region, bias| Linear::load(&path.at(name), device, region, bias);
 

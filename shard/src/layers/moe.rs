@@ -215,7 +215,7 @@ impl ExpertLayers {
             ExpertNames::Fused { gate_up, down, transposed, interleaved } => {
                 let stack = Some(Stack { index, count: experts });
                 let halves = |second: usize| match interleaved {
-                    true => Rows { first: second, group: 1, groups: intermediate, stride: 2 }.slice(part.clone()),
+                    true => Rows::strided(second, 1, intermediate, 2).slice(part.clone()),
                     false => Rows::range(second * intermediate + part.start..second * intermediate + part.end),
                 };
                 let both = |second| Region { stack, ..Region::all(2 * intermediate, hidden) }

@@ -58,26 +58,27 @@ impl Norm {
         width: usize,
         spec: NormSpec,
     ) -> Result<Self, LayerError> {
-        Self::load_part(path, device, width, width, Rows::range(0..width), spec)
+        Self::load_part(path, device, &[width], &Rows::range(0..width), spec)
     }
 
-    /// A norm over parts of `width` elements, each with its own weights: `rows` of the `length` that are stored.
+    /// A norm over parts as long as the last dimension of `shape`, which the weights are stored in; of those, the part takes
+    /// `rows` in turn.
     pub fn load_part(
         path: &WeightPath<'_>,
         device: &Device,
-        width: usize,
-        length: usize,
-        rows: Rows,
+        shape: &[usize],
+        rows: &Rows,
         spec: NormSpec,
     ) -> Result<Self, LayerError> {
-        let weight = || path.at("weight").vector_part(length, rows);
+        let width = shape.last().copied().unwrap_or_default();
+        let weight = || path.at("weight").vector_part(shape, rows);
         let weight = match spec.weight {
             NormWeight::None => None,
             NormWeight::Plain => Some(weight()?),
             NormWeight::OnePlus => Some(weight()?.into_iter().map(|weight| 1.0 + weight).collect()),
         };
         let bias = match spec.bias {
-            true => Some(path.at("bias").vector_part(length, rows)?),
+            true => Some(path.at("bias").vector_part(shape, rows)?),
             false => None,
         };
         Self::from_parts(device, width, spec, weight, bias)

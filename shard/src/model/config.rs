@@ -110,15 +110,16 @@ impl ModelConfig {
             (None, Some(widening)) => widening * hidden,
             _ => fields.required(names.intermediate, Fields::size)?,
         };
+        let rope = RopeConfig::parse(fields, positions_max, Some("full_attention"))?;
         Ok(Self {
             vocabulary: fields.required("vocab_size", Fields::size)?,
             hidden,
             intermediate,
             layers,
             heads: heads(fields, names, hidden)?,
-            positions_max,
+            positions_max: rope.scaling.positions_max(positions_max),
             norm_eps: fields.number_from(names.norm_eps, 0.0)?.unwrap_or(names.norm_eps_default) as f32,
-            rope: RopeConfig::parse(fields, positions_max, Some("full_attention"))?,
+            rope,
             activation: activation(fields, names.activation)?.unwrap_or(names.activation_default),
             attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
             mlp_bias: fields.flag("mlp_bias")?.unwrap_or(false),

@@ -4,7 +4,7 @@ use kernels::OpError;
 
 use super::layer::{Layer, LayerBuffers, Stream};
 use super::spec::{AttentionKind, DecoderSpec, HeadWeight};
-use super::{LoadError, Model, ModelShape, StepInput, input, split};
+use super::{LoadError, Model, ModelShape, StepInput, input};
 use crate::backend::{Device, Tensor};
 use crate::cache::{KvShape, PagedKv};
 use crate::collective::Ranks;
@@ -55,14 +55,13 @@ struct Workspace {
 impl Decoder {
     /// Takes this rank's weights from below `weights`, the root of the checkpoint.
     ///
-    /// Errors when the model cannot be split over so many ranks, and when a tensor is missing or wrong.
+    /// Errors when a tensor is missing or wrong. That the model can be split over so many ranks has been checked.
     pub fn load(
         spec: &DecoderSpec,
         weights: &WeightPath<'_>,
         device: Device,
         ranks: Ranks,
     ) -> Result<Self, LoadError> {
-        split::check(spec, weights.partition().world)?;
         let body = body(spec, weights);
         let DecoderSpec { vocabulary, hidden, .. } = *spec;
         let embedding = Embedding::load(&body, &device, vocabulary, hidden, &spec.embedding)?;

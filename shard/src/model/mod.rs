@@ -201,30 +201,56 @@ pub enum WeightOrigin {
 /// Element type of random matrices where the configuration names none.
 const RANDOM_DTYPE: DType = DType::BF16;
 
-/// Loads this rank's part of the checkpoint in `directory`: `config.json` and weight files. Weights stay in the mapped files
-/// where they lie there as they are needed.
-///
-/// Errors when the family is not served, when a field or a tensor is missing or wrong, and when the model cannot be split
-/// over so many ranks.
+/// A model as its configuration describes it, known to be served, and to divide over the ranks there are.
+#[derive(Debug)]
+pub struct Blueprint {
+    directory: PathBuf,
+    spec: DecoderSpec,
+    dtype: Option<DType>,
+}
+
+impl Blueprint {
+    /// Reads `config.json` in `directory`, for a model over `world` ranks.
+    ///
+    /// Errors when the family is not served, when a field is missing or wrong, and when the model cannot be split over so
+    /// many ranks.
+    pub fn read(directory: &Path, world: usize) -> Result<Self, LoadError> {
+        let file = ConfigFile::read(directory)?;
+        let spec = spec(&file)?;
+        split::check(&spec, world)?;
+        Ok(Self { directory: directory.to_owned(), spec, dtype: dtype(&file.fields())? })
+    }
+
+    /// Loads this rank's part of the weights. They stay in the mapped files where they lie there as they are needed.
+    ///
+    /// Errors when a tensor is missing or wrong.
+    pub fn load(
+        &self,
+        options: &LoadOptions,
+        device: Device,
+        ranks: Ranks,
+    ) -> Result<Box<dyn Model>, LoadError> {
+        let source = match &options.weights {
+            WeightOrigin::Directory => WeightSource::Files(Checkpoint::open(&self.directory)?),
+            WeightOrigin::Other(directory) => WeightSource::Files(Checkpoint::open(directory)?),
+            WeightOrigin::Random(seed) => {
+                let dtype = options.dtype.or(self.dtype).unwrap_or(RANDOM_DTYPE);
+                WeightSource::Random(RandomWeights { seed: *seed, dtype })
+            }
+        };
+        let loader = Loader::new(source, ranks.partition(), options.dtype);
+        Ok(Box::new(Decoder::load(&self.spec, &loader.root(), device, ranks)?))
+    }
+}
+
+/// Reads the configuration in `directory` and loads this rank's part of the weights.
 pub fn load(
     directory: &Path,
     options: &LoadOptions,
     device: Device,
     ranks: Ranks,
 ) -> Result<Box<dyn Model>, LoadError> {
-    let file = ConfigFile::read(directory)?;
-    let spec = spec(&file)?;
-    split::check(&spec, ranks.partition().world)?;
-    let source = match &options.weights {
-        WeightOrigin::Directory => WeightSource::Files(Checkpoint::open(directory)?),
-        WeightOrigin::Other(directory) => WeightSource::Files(Checkpoint::open(directory)?),
-        WeightOrigin::Random(seed) => {
-            let dtype = options.dtype.or(dtype(&file.fields())?).unwrap_or(RANDOM_DTYPE);
-            WeightSource::Random(RandomWeights { seed: *seed, dtype })
-        }
-    };
-    let loader = Loader::new(source, ranks.partition(), options.dtype);
-    Ok(Box::new(Decoder::load(&spec, &loader.root(), device, ranks)?))
+    Blueprint::read(directory, ranks.partition().world)?.load(options, device, ranks)
 }
 
 /// What the configuration describes.

@@ -13,29 +13,21 @@ use crate::layers::{
 
 /// `qwen2`
 pub(super) fn qwen2(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
-    let fields = file.fields();
-    let config = ModelConfig::parse(&fields, &Names::LLAMA)?;
-    let mut spec = windowed(&fields, &config)?;
-    spec.attentions().for_each(|attention| (attention.qkv_bias, attention.output_bias) = (true, false));
-    Ok(spec)
+    windowed(file, |layer, first| layer >= first).map(|(spec, _)| biased(spec, true))
 }
 
 /// `qwen3`
 pub(super) fn qwen3(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
-    let file = file.clone().or([("head_dim", json!(128))]);
-    let fields = file.fields();
-    let config = ModelConfig::parse(&fields, &Names::LLAMA)?;
-    let mut spec = windowed(&fields, &config)?;
-    spec.attentions().for_each(|attention| attention.qk_norm = Some(QkNorm::per_head(config.norm_eps)));
-    Ok(spec)
+    normed(file, |layer, first| layer >= first)
 }
 
 /// `qwen2_moe`, also of Qwen 1.5
 pub(super) fn qwen2_moe(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
     let fields = file.fields();
-    let mut spec = qwen2(file)?;
     let bias = fields.flag("qkv_bias")?.unwrap_or(true);
-    spec.attentions().for_each(|attention| attention.qkv_bias = bias);
+    // Unlike in the other models, it is every second of the first layers.
+    let (spec, _) = windowed(file, |layer, first| layer < first && layer.is_multiple_of(2))?;
+    let mut spec = biased(spec, bias);
     let intermediate = fields.required("shared_expert_intermediate_size", Fields::size)?;
     set_experts(&fields, &mut spec, |mlp| {
         let mlp = MlpSpec { intermediate, ..mlp.clone() };
@@ -46,19 +38,38 @@ pub(super) fn qwen2_moe(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
 
 /// `qwen3_moe`
 pub(super) fn qwen3_moe(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
-    let mut spec = qwen3(file)?;
+    let mut spec = normed(file, |_, _| true)?;
     set_experts(&file.fields(), &mut spec, |_| None)?;
     Ok(spec)
 }
 
-/// Only with `use_sliding_window` do layers slide, and then not the first `max_window_layers`.
-fn windowed(fields: &Fields<'_>, config: &ModelConfig) -> Result<DecoderSpec, ConfigError> {
-    let mut spec = DecoderSpec::llama(fields, config)?;
+/// Llama with biases on queries, keys and values.
+fn biased(mut spec: DecoderSpec, bias: bool) -> DecoderSpec {
+    spec.attentions().for_each(|attention| (attention.qkv_bias, attention.output_bias) = (bias, false));
+    spec
+}
+
+/// Llama with norms of queries and keys.
+fn normed(file: &ConfigFile, slides: impl Fn(usize, usize) -> bool) -> Result<DecoderSpec, ConfigError> {
+    let file = file.clone().or([("head_dim", json!(128))]);
+    let (mut spec, config) = windowed(&file, slides)?;
+    spec.attentions().for_each(|attention| attention.qk_norm = Some(QkNorm::per_head(config.norm_eps)));
+    Ok(spec)
+}
+
+/// Only with `use_sliding_window` do layers slide; which ones depends on the layer and on `max_window_layers`.
+fn windowed(
+    file: &ConfigFile,
+    slides: impl Fn(usize, usize) -> bool,
+) -> Result<(DecoderSpec, ModelConfig), ConfigError> {
+    let fields = file.fields();
+    let config = ModelConfig::parse(&fields, &Names::LLAMA)?;
+    let mut spec = DecoderSpec::llama(&fields, &config)?;
     if fields.flag("use_sliding_window")?.unwrap_or(false) {
         let first = fields.index("max_window_layers")?.unwrap_or(28);
-        spec.set_windows(&config.windows(|layer| layer >= first));
+        spec.set_windows(&config.windows(|layer| slides(layer, first)));
     }
-    Ok(spec)
+    Ok((spec, config))
 }
 
 /// Experts in every layer, or in every so many, but for those that are listed as having none.
@@ -74,11 +85,13 @@ fn set_experts(
         false => Normalize::No,
     };
     let chosen = fields.required("num_experts_per_tok", Fields::size)?;
+    // Newer files have Mixtral's name.
+    let experts = if fields.has("num_experts") { "num_experts" } else { "num_local_experts" };
     let config = ModelConfig::parse(fields, &Names::LLAMA)?;
     let moe = MoeSpec {
         hidden: spec.hidden,
         intermediate: fields.required("moe_intermediate_size", Fields::size)?,
-        experts: fields.required("num_experts", Fields::size)?,
+        experts: fields.required(experts, Fields::size)?,
         router: "gate",
         router_bias: false,
         routing: RoutingSpec { normalize, ..RoutingSpec::best(chosen, Score::Softmax) },

@@ -56,6 +56,15 @@ impl RopeConfig {
 }
 
 impl RopeScaling {
+    /// Positions that may occur in a model whose file says `stated`: where the base grows with the sequence, that is what the
+    /// model was trained on, and it goes on as far as it is stretched.
+    pub(super) fn positions_max(&self, stated: usize) -> usize {
+        match self {
+            Self::Dynamic { factor, positions_original } => stated.max((factor * positions_original) as usize),
+            _ => stated,
+        }
+    }
+
     /// Errors when a list of factors is not as long as there are pairs.
     pub(super) fn check(&self, fields: &Fields<'_>, pairs: usize) -> Result<(), ConfigError> {
         let Self::Long { short, long, .. } = self else {

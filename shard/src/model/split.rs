@@ -21,52 +21,39 @@ pub struct SplitError {
     possible: String,
 }
 
-/// Something that every rank must have an equal part of.
+/// Something of which every rank must have as many.
 #[derive(Clone, Copy)]
-enum Rule {
-    /// Each rank has as many.
-    Even(&'static str, usize),
-    /// Each rank has as many, or several ranks share one.
-    Shared(&'static str, usize),
-}
-
-impl Rule {
-    fn allows(self, world: usize) -> bool {
-        match self {
-            Self::Even(_, count) => count.is_multiple_of(world),
-            Self::Shared(_, count) => count.is_multiple_of(world) || world.is_multiple_of(count),
-        }
-    }
+struct Rule {
+    what: &'static str,
+    count: usize,
 }
 
 /// Errors when some part of the model does not divide over `world` ranks.
 pub(super) fn check(spec: &DecoderSpec, world: usize) -> Result<(), SplitError> {
     let rules = rules(spec);
-    let Some(rule) = rules.iter().find(|rule| !rule.allows(world)) else {
+    let Some(&Rule { what, count }) = rules.iter().find(|rule| !rule.count.is_multiple_of(world)) else {
         return Ok(());
     };
-    let (Rule::Even(what, count) | Rule::Shared(what, count)) = *rule;
-    let works = |world: &usize| rules.iter().all(|rule| rule.allows(*world));
+    let works = |world: &usize| rules.iter().all(|rule| rule.count.is_multiple_of(*world));
     let possible: Vec<String> = (1..=WORLD_MAX).filter(works).map(|world| world.to_string()).collect();
     Err(SplitError { what, count, world, possible: possible.join(", ") })
 }
 
+/// Key/value heads may be fewer than ranks, or not divide by them: ranks then share some.
 fn rules(spec: &DecoderSpec) -> Vec<Rule> {
     let mut rules = Vec::new();
+    let mut rule = |what, count| rules.push(Rule { what, count });
     for layer in &spec.layers {
         match &layer.attention {
-            AttentionKind::Heads(spec) => {
-                rules.push(Rule::Even("attention heads", spec.heads.heads));
-                rules.push(Rule::Shared("key/value heads", spec.heads.kv_heads));
-            }
-            AttentionKind::Latent(spec) => rules.push(Rule::Even("attention heads", spec.heads)),
+            AttentionKind::Heads(spec) => rule("attention heads", spec.heads.heads),
+            AttentionKind::Latent(spec) => rule("attention heads", spec.heads),
         }
         match &layer.mlp {
-            MlpKind::Dense(spec) => rules.push(Rule::Even("elements inside the MLP", spec.intermediate)),
+            MlpKind::Dense(spec) => rule("elements inside the MLP", spec.intermediate),
             MlpKind::Experts(spec) => {
-                rules.push(Rule::Even("elements inside an expert", spec.intermediate));
+                rule("elements inside an expert", spec.intermediate);
                 if let Some(shared) = &spec.shared {
-                    rules.push(Rule::Even("elements inside the shared expert", shared.mlp.intermediate));
+                    rule("elements inside the shared expert", shared.mlp.intermediate);
                 }
             }
         }

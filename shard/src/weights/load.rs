@@ -111,33 +111,25 @@ impl<'a> WeightPath<'a> {
         };
         let (tensor, stored) = self.tensor(checkpoint, &region.stored_shapes())?;
         let dtype = self.loader.dtype.unwrap_or(stored);
-        if dtype == stored && !region.transposed {
-            let weight = Weight::mapped(&tensor, dtype, region);
+        if dtype == stored && let Some(weight) = Weight::mapped(&tensor, dtype, region) {
             self.loader.mapped.borrow_mut().extend(weight.file_range());
             return Ok(weight);
         }
         Ok(Weight::owned(copy(tensor.bytes(), stored, dtype, region), dtype, region.shape()))
     }
 
-    /// The whole matrix here, `[rows, cols]`, as f32, row by row.
-    ///
-    /// Errors when it is missing, has another shape, or is not of floats.
-    pub fn elements(&self, rows: usize, cols: usize) -> Result<Vec<f32>, WeightError> {
-        self.floats(vec![vec![rows, cols]], Rows::range(0..rows * cols), 0)
-    }
-
     /// The whole vector here, of `length` elements, as f32. Norms and biases are small: they are copied.
     ///
     /// Errors when it is missing, has another shape, or is not of floats.
     pub fn vector(&self, length: usize) -> Result<Vec<f32>, WeightError> {
-        self.floats(vec![vec![length]], Rows::range(0..length), 0)
+        self.floats(vec![vec![length]], &Rows::range(0..length), 0)
     }
 
-    /// Some elements of the vector here, of `length` elements in all.
+    /// Some elements of the tensor here, as f32; it has `shape` in all.
     ///
     /// Errors when it is missing, has another shape, or is not of floats.
-    pub fn vector_part(&self, length: usize, rows: Rows) -> Result<Vec<f32>, WeightError> {
-        self.floats(vec![vec![length]], rows, 0)
+    pub fn vector_part(&self, shape: &[usize], rows: &Rows) -> Result<Vec<f32>, WeightError> {
+        self.floats(vec![shape.to_vec()], rows, 0)
     }
 
     /// The bias of a matrix of which `region` is taken.
@@ -145,10 +137,10 @@ impl<'a> WeightPath<'a> {
     /// Errors when it is missing, has another shape, or is not of floats.
     pub fn bias(&self, region: &Region) -> Result<Vec<f32>, WeightError> {
         let first = region.stack.map_or(0, |stack| stack.index * region.whole[0]);
-        self.floats(region.stored_bias_shapes(), region.rows, first)
+        self.floats(region.stored_bias_shapes(), &region.rows, first)
     }
 
-    fn floats(&self, shapes: Vec<Vec<usize>>, rows: Rows, first: usize) -> Result<Vec<f32>, WeightError> {
+    fn floats(&self, shapes: Vec<Vec<usize>>, rows: &Rows, first: usize) -> Result<Vec<f32>, WeightError> {
         let places = (0..rows.len()).map(|row| first + rows.stored(row));
         match &self.loader.source {
             WeightSource::Random(random) => {
@@ -238,7 +230,7 @@ mod tests {
         let weight = |region: Region| loader.root().at("layer").at("weight").matrix(&region).unwrap();
         assert_eq!(elements(&weight(Region::all(3, 2))), [1., 2., 3., 4., 5., 6.]);
         assert_eq!(elements(&weight(Region::all(3, 2).with_cols(1..2))), [2., 4., 6.]);
-        let outer = Rows { first: 0, group: 1, groups: 2, stride: 2 };
+        let outer = Rows::strided(0, 1, 2, 2);
         assert_eq!(elements(&weight(Region::all(3, 2).with_rows(outer))), [1., 2., 5., 6.]);
         assert_eq!(loader.finish().0.len(), 3);
     }

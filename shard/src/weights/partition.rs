@@ -25,14 +25,14 @@ impl Partition {
         self.rank * part..(self.rank + 1) * part
     }
 
-    /// This rank's key/value heads: an even part, or where there are fewer heads than ranks, the one that its query heads
-    /// share with neighbouring ranks.
-    pub fn kv_heads(self, heads: usize) -> Range<usize> {
-        if heads >= self.world {
-            return self.even(heads);
-        }
-        let head = self.rank * heads / self.world;
-        head..head + 1
+    /// The key/value head of each of this rank's groups of query heads, of which there are `heads` in all. Query heads that
+    /// share a key/value head make a group, or where ranks cut through them, equal parts of one: then a key/value head occurs
+    /// on several ranks, or several times.
+    pub fn kv_heads(self, heads: usize, kv_heads: usize) -> Vec<usize> {
+        let own = self.even(heads);
+        let sharing = heads / kv_heads;
+        let group = gcd(sharing, own.len());
+        own.step_by(group).map(|head| head / sharing).collect()
     }
 
     /// This rank's block of a vocabulary of any size: all blocks are equally long, but for the last, which may be shorter.
@@ -47,25 +47,34 @@ impl Partition {
     }
 }
 
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parts(world: usize, part: impl Fn(Partition) -> Range<usize>) -> Vec<Range<usize>> {
+    fn parts<T>(world: usize, part: impl Fn(Partition) -> T) -> Vec<T> {
         Partition { rank: 0, world }.ranks().map(part).collect()
     }
 
     #[test]
     fn even_parts_lie_side_by_side() {
         assert_eq!(parts(3, |rank| rank.even(6)), [0..2, 2..4, 4..6]);
-        assert_eq!(parts(1, |rank| rank.even(5)), [0..5]);
+        assert_eq!(parts(1, |rank| rank.even(5)), vec![0..5]);
     }
 
     #[test]
-    fn ranks_share_key_value_heads_when_there_are_too_few() {
-        assert_eq!(parts(2, |rank| rank.kv_heads(4)), [0..2, 2..4]);
-        assert_eq!(parts(4, |rank| rank.kv_heads(2)), [0..1, 0..1, 1..2, 1..2]);
-        assert_eq!(parts(2, |rank| rank.kv_heads(1)), [0..1, 0..1]);
+    fn ranks_share_key_value_heads_where_they_cut_through_groups() {
+        let check = |heads, kv_heads, world, expected: &[&[usize]]| {
+            assert_eq!(parts(world, |rank| rank.kv_heads(heads, kv_heads)), expected);
+        };
+        check(8, 4, 2, &[&[0, 1], &[2, 3]]);
+        check(8, 2, 4, &[&[0], &[0], &[1], &[1]]);
+        check(8, 1, 2, &[&[0], &[0]]);
+        check(6, 3, 2, &[&[0, 0, 1], &[1, 2, 2]]);
+        check(6, 3, 1, &[&[0, 1, 2]]);
     }
 
     #[test]

@@ -3,49 +3,78 @@
 
 use std::ops::Range;
 
-/// Rows of a stored matrix, in order: `groups` groups of `group` neighbouring rows, which begin `stride` rows apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Rows of a stored matrix, in order: groups of neighbouring rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rows {
-    /// The first row.
-    pub first: usize,
-    /// Neighbouring rows of a group.
-    pub group: usize,
-    /// Number of groups.
-    pub groups: usize,
-    /// From the beginning of a group to that of the next, in rows.
-    pub stride: usize,
+    /// Rows of a group.
+    group: usize,
+    /// The first row of each group.
+    starts: Vec<usize>,
 }
 
 impl Rows {
     /// Neighbouring rows.
     pub fn range(range: Range<usize>) -> Self {
-        Self { first: range.start, group: range.len(), groups: 1, stride: range.len() }
+        Self { group: range.len(), starts: vec![range.start] }
+    }
+
+    /// Groups of `group` neighbouring rows, which begin `stride` rows apart.
+    pub fn strided(first: usize, group: usize, groups: usize, stride: usize) -> Self {
+        Self { group, starts: (0..groups).map(|index| first + index * stride).collect() }
     }
 
     /// Number of rows.
-    pub fn len(self) -> usize {
-        self.group * self.groups
+    pub fn len(&self) -> usize {
+        self.group * self.starts.len()
     }
 
     /// Whether there are none.
-    pub fn is_empty(self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// The stored row of row `index`.
-    pub fn stored(self, index: usize) -> usize {
-        self.first + index / self.group * self.stride + index % self.group
+    pub fn stored(&self, index: usize) -> usize {
+        self.starts[index / self.group] + index % self.group
     }
 
     /// Some of these rows, counted among themselves: whole groups, or a part of one.
-    pub fn slice(self, range: Range<usize>) -> Self {
+    pub fn slice(&self, range: Range<usize>) -> Self {
         debug_assert!(range.end <= self.len(), "rows {range:?} of {}", self.len());
         if range.is_empty() || range.start / self.group == (range.end - 1) / self.group {
-            let first = if range.is_empty() { self.first } else { self.stored(range.start) };
-            return Self { first, ..Self::range(0..range.len()) };
+            let start = if range.is_empty() { 0 } else { self.stored(range.start) };
+            return Self::range(start..start + range.len());
         }
         debug_assert!(range.start.is_multiple_of(self.group) && range.end.is_multiple_of(self.group));
-        Self { first: self.stored(range.start), groups: range.len() / self.group, ..self }
+        let groups = range.start / self.group..range.end / self.group;
+        Self { group: self.group, starts: self.starts[groups].to_vec() }
+    }
+
+    /// Parts of `part` rows each, by their index, in any order and as often as asked for.
+    pub fn pick(&self, part: usize, indices: &[usize]) -> Self {
+        let starts = indices.iter().map(|index| self.stored(index * part)).collect();
+        let picked = Self { group: part, starts };
+        // Neighbours are one group.
+        match picked.stride() {
+            Some(stride) if stride == part && !indices.is_empty() => {
+                Self::range(picked.starts[0]..picked.starts[0] + picked.len())
+            }
+            _ => picked,
+        }
+    }
+
+    /// Rows of a group, and from each group's beginning to that of the next; `None` where that differs from group to group.
+    pub(super) fn layout(&self) -> Option<(usize, usize)> {
+        Some((self.group, self.stride()?))
+    }
+
+    fn stride(&self) -> Option<usize> {
+        let Some([first, second]) = self.starts.first_chunk() else {
+            return Some(self.group);
+        };
+        let stride = second.checked_sub(*first)?;
+        let even = self.starts.windows(2).all(|pair| pair[0] + stride == pair[1]);
+        (even && stride >= self.group).then_some(stride)
     }
 }
 
@@ -133,18 +162,29 @@ impl Region {
 mod tests {
     use super::*;
 
-    fn stored(rows: Rows) -> Vec<usize> {
+    fn stored(rows: &Rows) -> Vec<usize> {
         (0..rows.len()).map(|row| rows.stored(row)).collect()
     }
 
     #[test]
     fn grouped_rows_are_found_where_they_are_stored() {
-        let keys = Rows { first: 2, group: 2, groups: 3, stride: 6 };
-        assert_eq!(stored(keys), [2, 3, 8, 9, 14, 15]);
-        assert_eq!(stored(keys.slice(2..6)), [8, 9, 14, 15]);
-        assert_eq!(stored(keys.slice(3..4)), [9]);
-        assert_eq!(stored(keys.slice(4..4)), [0; 0]);
-        assert_eq!(stored(Rows::range(4..7).slice(1..3)), [5, 6]);
+        let keys = Rows::strided(2, 2, 3, 6);
+        assert_eq!(stored(&keys), [2, 3, 8, 9, 14, 15]);
+        assert_eq!(keys.layout(), Some((2, 6)));
+        assert_eq!(stored(&keys.slice(2..6)), [8, 9, 14, 15]);
+        assert_eq!(stored(&keys.slice(3..4)), [9]);
+        assert_eq!(stored(&keys.slice(4..4)), [0; 0]);
+        assert_eq!(stored(&Rows::range(4..7).slice(1..3)), [5, 6]);
+    }
+
+    #[test]
+    fn parts_are_picked_in_any_order() {
+        let rows = Rows::range(10..16);
+        assert_eq!(rows.pick(2, &[1, 2]), Rows::range(12..16));
+        let twice = rows.pick(2, &[0, 0, 1]);
+        assert_eq!(stored(&twice), [10, 11, 10, 11, 12, 13]);
+        assert_eq!(twice.layout(), None);
+        assert_eq!(rows.pick(2, &[0, 2]).layout(), Some((2, 4)));
     }
 
     #[test]

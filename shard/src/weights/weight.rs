@@ -42,25 +42,27 @@ impl FileRange {
 }
 
 impl Weight {
-    /// The region of a stored tensor, left where it lies. `tensor` is the whole tensor, stored row by row, not transposed,
-    /// of the size that the region says: its header was checked when the file was opened, and the shape when the tensor was
-    /// asked for.
-    pub(super) fn mapped(tensor: &FileRange, dtype: DType, region: &Region) -> Self {
-        debug_assert!(!region.transposed);
-        let row_bytes = region.whole[1] * dtype.size();
-        let rows = region.rows;
-        let layout = RowLayout { stride: row_bytes, group: rows.group.max(1), group_stride: rows.stride * row_bytes };
-        let start = (region.offset() + region.cols.start) * dtype.size() + rows.first * row_bytes;
-        let end = match rows.len() {
-            0 => start,
+    /// The region of a stored tensor, left where it lies; `None` where it does not lie row by row, at even distances.
+    ///
+    /// `tensor` is the whole tensor, of the size that the region says: its header was checked when the file was opened, and
+    /// the shape when the tensor was asked for.
+    pub(super) fn mapped(tensor: &FileRange, dtype: DType, region: &Region) -> Option<Self> {
+        if region.transposed {
+            return None;
+        }
+        let (group, group_stride) = region.rows.layout()?;
+        let stride = region.whole[1] * dtype.size();
+        let layout = RowLayout { stride, group: group.max(1), group_stride: group_stride * stride };
+        let range = match region.rows.len() {
+            0 => 0..0,
             count => {
-                let last = rows.stored(count - 1) - rows.first;
-                start + last * row_bytes + region.cols.len() * dtype.size()
+                let place = |row, col| (region.offset() + col) * dtype.size() + region.rows.stored(row) * stride;
+                place(0, region.cols.start)..place(count - 1, region.cols.end)
             }
         };
-        let range = tensor.range.start + start..tensor.range.start + end;
+        let range = tensor.range.start + range.start..tensor.range.start + range.end;
         let storage = Storage::Mapped(FileRange { file: tensor.file.clone(), range });
-        Self { storage, dtype, shape: region.shape(), layout }
+        Some(Self { storage, dtype, shape: region.shape(), layout })
     }
 
     /// A matrix of its own, row by row. `bytes` are as many as its elements need.

@@ -67,8 +67,17 @@ impl Runner {
     /// Computes the tokens that are new since the last step, at most `tokens_max` of each request, in one batch.
     /// Returns the logits of all of them.
     pub(crate) fn step(&mut self, requests: &mut [&mut Request], tokens_max: usize) -> Vec<Logits> {
+        self.try_step(requests, tokens_max).expect("the step is well formed")
+    }
+
+    /// The same, with the model's error.
+    pub(crate) fn try_step(
+        &mut self,
+        requests: &mut [&mut Request],
+        tokens_max: usize,
+    ) -> Result<Vec<Logits>, String> {
         let rows = |count: usize| (0..count as u32).collect::<Vec<_>>();
-        let logits = self.forward(requests, tokens_max, rows);
+        let logits = self.forward(requests, tokens_max, rows)?;
         let mut logits = logits.into_iter();
         let mut answers = Vec::new();
         for request in requests {
@@ -76,12 +85,14 @@ impl Runner {
             request.computed += count;
             answers.push(logits.by_ref().take(count).collect());
         }
-        answers
+        Ok(answers)
     }
 
     /// Computes a request's prompt and returns only the last token's logits, as the engine does.
     pub(crate) fn last_logits(&mut self, request: &mut Request) -> Vec<f32> {
-        let logits = self.forward(&[&mut *request], usize::MAX, |count| vec![count as u32 - 1]);
+        let logits = self
+            .forward(&[&mut *request], usize::MAX, |count| vec![count as u32 - 1])
+            .expect("the step is well formed");
         request.computed = request.ids.len();
         logits.into_iter().next().expect("one row was asked for")
     }
@@ -91,7 +102,7 @@ impl Runner {
         requests: &[&mut Request],
         tokens_max: usize,
         logits_at: impl FnOnce(usize) -> Vec<u32>,
-    ) -> Logits {
+    ) -> Result<Logits, String> {
         let (mut ids, mut positions, mut lengths) = (vec![], vec![], vec![]);
         let (mut slots, mut sequences) = (vec![], vec![]);
         for request in requests {
@@ -113,9 +124,9 @@ impl Runner {
             logits_at: &logits_at,
             adapters: &[],
         };
-        let logits = self.model.forward(&input, &mut self.cache).expect("the step is well formed");
+        let logits = self.model.forward(&input, &mut self.cache).map_err(|error| error.to_string())?;
         assert_eq!(logits.rows(), logits_at.len());
-        logits.host().chunks(logits.width()).map(<[f32]>::to_vec).collect()
+        Ok(logits.host().chunks(logits.width()).map(<[f32]>::to_vec).collect())
     }
 
     /// A slot that no other token has: multiplying by an odd number permutes a power of two.
