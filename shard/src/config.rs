@@ -101,6 +101,9 @@ pub struct ServeArgs {
     /// Added to the logits of green tokens
     #[arg(long, env = "WATERMARK_DELTA", default_value_t = 2.0, hide = true)]
     pub watermark_delta: f32,
+    /// LoRA adapters: `name=/directory`, separated by commas
+    #[arg(long, env = "LORA_ADAPTERS", default_value = "", hide = true)]
+    pub lora_adapters: String,
     /// Log lines without colour, whatever the terminal can do
     #[arg(long, env = "NO_COLOR", default_value = "", hide = true)]
     pub no_color: String,
@@ -121,10 +124,21 @@ pub struct Config {
     pub watermark: Watermark,
     /// A number type that was asked for.
     pub dtype: Option<kernels::DType>,
+    /// Adapters to load at the start.
+    pub adapters: Vec<AdapterSource>,
     /// Whether traces were asked for, which are not exported.
     pub traces_wanted: bool,
     /// How to log.
     pub logs: Logs,
+}
+
+/// A LoRA adapter's files, and what requests call it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterSource {
+    /// What requests call it.
+    pub id: String,
+    /// Where its files are.
+    pub directory: PathBuf,
 }
 
 /// How to log.
@@ -147,6 +161,9 @@ pub enum ConfigError {
     /// This version cannot do that.
     #[error("{0} is not supported by this version")]
     Unsupported(String),
+    /// An adapter without its directory.
+    #[error("LORA_ADAPTERS: `{0}` is not of the form name=/directory")]
+    Adapter(String),
     /// A number outside of its domain.
     #[error("{name} is {value}, but must be {expected}")]
     Range {
@@ -191,6 +208,7 @@ impl TryFrom<ServeArgs> for Config {
             memory: MemoryShare(fraction * wiggle_room),
             watermark: Watermark { gamma: args.watermark_gamma, delta },
             dtype: args.dtype.as_deref().map(dtype).transpose()?,
+            adapters: adapters(&args.lora_adapters)?,
             traces_wanted: args.otlp_endpoint.is_some(),
             logs: Logs {
                 format: if args.json_output { LogFormat::Json } else { LogFormat::Text },
@@ -200,6 +218,19 @@ impl TryFrom<ServeArgs> for Config {
         })
     }
 }
+
+/// The adapters of a list; an empty one has none.
+fn adapters(list: &str) -> Result<Vec<AdapterSource>, ConfigError> {
+    let items = list.split(',').map(str::trim).filter(|item| !item.is_empty());
+    let source = |item: &str| match item.split_once('=') {
+        Some((id, directory)) if !id.is_empty() && !directory.is_empty() => {
+            Ok(AdapterSource { id: id.to_owned(), directory: directory.into() })
+        }
+        _ => Err(ConfigError::Adapter(item.to_owned())),
+    };
+    items.map(source).collect()
+}
+
 
 fn refuse_unsupported(args: &ServeArgs) -> Result<(), ConfigError> {
     let refused = if args.sharded || args.world_size > 1 || args.rank > 0 {

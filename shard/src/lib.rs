@@ -11,6 +11,7 @@
 //!
 //! - [`model`]: families, their configuration, and the decoder they share. The engine sees only the `Model` trait.
 //! - [`layers`]: attention, MLP, norms, rope. Each knows how to load itself; none knows which family it serves.
+//! - [`adapters`]: LoRA files to what they add to linear layers.
 //! - [`weights`]: checkpoint files; matrices stay mapped, norms and biases become f32. Names become layers here.
 //! - [`cache`]: keys and values of all requests, by slot.
 //! - [`collective`]: what the ranks of a model do together.
@@ -24,6 +25,7 @@
 //! - Only `config` reads the environment, only `backend` asks which device it runs on, only `weights/mapped.rs` is unsafe.
 //! - Whatever a file or a step contains, the answer is an error that names it, never a panic.
 
+pub mod adapters;
 pub mod backend;
 pub mod cache;
 pub mod collective;
@@ -44,9 +46,12 @@ use anyhow::anyhow;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-use config::{Cli, Command, Config};
+use adapters::AdapterLayout;
+use config::{AdapterSource, Cli, Command, Config};
 use collective::Ranks;
 use engine::Engine;
+use engine::adapters::AdapterId;
+use layers::Adapter;
 use model::LoadOptions;
 use server::{Identity, Socket};
 use text::tokenizer::Tokenizer;
@@ -87,6 +92,8 @@ fn serve(config: Config) -> anyhow::Result<()> {
     let options = LoadOptions { dtype: config.dtype, ..LoadOptions::default() };
     let model = model::load(&config.model, &options, device.clone(), Ranks::Alone)?;
     let dtype = model.shape().dtype;
+    let layout = model.adapters();
+    let adapters = load_adapters(&layout, &config.adapters)?;
     let engine = Engine::start(engine::commands::Parts { model, device, tokenizer, memory: config.memory })?;
     let identity = Identity { dtype, socket: config.socket.clone(), watermark: config.watermark };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -98,14 +105,30 @@ fn serve(config: Config) -> anyhow::Result<()> {
         let stop = stop_signal()?;
         let socket = Socket::bind(&config.socket)?;
         tracing::info!(socket = %config.socket.display(), threads = config.threads, "shard is ready");
+        for (id, adapter) in adapters {
+            engine.add_adapter(id, adapter).await?;
+        }
         // Only the long form of a transport error says what happened.
-        server::serve(engine, identity, socket, stop)
+        server::serve(engine, layout, identity, socket, stop)
             .await
             .map_err(|error| anyhow!("the server failed: {error:?}"))
     });
     // A step that is still running must not hold the process back.
     runtime.shutdown_background();
     served
+}
+
+/// The adapters that are there from the start.
+fn load_adapters(
+    layout: &AdapterLayout,
+    adapters: &[AdapterSource],
+) -> anyhow::Result<Vec<(AdapterId, Adapter)>> {
+    let load = |source: &AdapterSource| {
+        let adapter = layout.load(&source.directory)?;
+        tracing::info!(adapter = source.id, "adapter is loaded");
+        Ok((AdapterId(source.id.clone()), adapter))
+    };
+    adapters.iter().map(load).collect()
 }
 
 /// Ready on SIGTERM or SIGINT, from the moment this returns.

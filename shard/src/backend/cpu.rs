@@ -1,5 +1,7 @@
 //! The operations on CPUs: tensors become slices, and the kernels do the work.
 
+use std::ops::Range;
+
 use kernels::cpu::{self, Cpu, ExpertScratch};
 use kernels::{Activation, Gating, OpError, RopeTable, Routes, Routing, Values};
 
@@ -52,11 +54,8 @@ pub(super) fn linear_per_head(
 }
 
 pub(super) fn add_low_rank(cpu: &Cpu, args: LowRank<'_>) -> Result<(), OpError> {
-    let LowRank { rows, a, b, scale, bias, input, out } = args;
-    let limit = input.rows().min(out.rows());
-    if rows.start > rows.end || rows.end > limit {
-        return Err(OpError::Index { op: "add_low_rank", what: "row", index: rows.end, limit });
-    }
+    let LowRank { rows, a, b, scale, input, out } = args;
+    check_rows("add_low_rank", &rows, input.rows().min(out.rows()))?;
     let inputs = &input.host()[rows.start * input.width()..rows.end * input.width()];
     let width = out.width();
     let out = &mut out.host_mut()[rows.start * width..rows.end * width];
@@ -64,8 +63,31 @@ pub(super) fn add_low_rank(cpu: &Cpu, args: LowRank<'_>) -> Result<(), OpError> 
     let into = cpu::Product { weight: a.matrix(), bias: None, out: &mut inner, add: false };
     cpu::linear(cpu, inputs, &mut [into])?;
     cpu::scale(cpu, &mut inner, scale)?;
-    let out = cpu::Product { weight: b.matrix(), bias: bias.map(Tensor::host), out, add: true };
+    let out = cpu::Product { weight: b.matrix(), bias: None, out, add: true };
     cpu::linear(cpu, &inner, &mut [out])
+}
+
+pub(super) fn add_bias(
+    cpu: &Cpu,
+    rows: Range<usize>,
+    bias: &Tensor,
+    out: &mut Tensor,
+) -> Result<(), OpError> {
+    const OP: &str = "add_bias";
+    check_rows(OP, &rows, out.rows())?;
+    let width = out.width();
+    if bias.host().len() != width {
+        return Err(OpError::Length { op: OP, what: "bias", expected: width, found: bias.host().len() });
+    }
+    let rows = &mut out.host_mut()[rows.start * width..rows.end * width];
+    rows.chunks_exact_mut(width.max(1)).try_for_each(|row| cpu::add(cpu, row, bias.host()))
+}
+
+fn check_rows(op: &'static str, rows: &Range<usize>, limit: usize) -> Result<(), OpError> {
+    if rows.start > rows.end || rows.end > limit {
+        return Err(OpError::Index { op, what: "row", index: rows.end, limit });
+    }
+    Ok(())
 }
 
 pub(super) fn norm(cpu: &Cpu, x: &Tensor, norm: Norm<'_>, out: &mut Tensor) -> Result<(), OpError> {

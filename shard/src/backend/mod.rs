@@ -41,7 +41,7 @@ pub struct Product<'a> {
     pub out: &'a mut Tensor,
 }
 
-/// A low-rank addition to some rows of a product: `out[rows] += scale * (input[rows] * a^T) * b^T + bias`.
+/// A low-rank addition to some rows of a product: `out[rows] += scale * (input[rows] * a^T) * b^T`.
 pub struct LowRank<'a> {
     /// Rows of `input` and `out`.
     pub rows: Range<usize>,
@@ -49,10 +49,8 @@ pub struct LowRank<'a> {
     pub a: &'a Weight,
     /// `[outputs, rank]`
     pub b: &'a Weight,
-    /// Multiplies what is added, but not the bias.
+    /// Multiplies what is added.
     pub scale: f32,
-    /// `[outputs]`
-    pub bias: Option<&'a Tensor>,
     /// `[T, inputs]`
     pub input: &'a Tensor,
     /// `[T, outputs]`
@@ -230,6 +228,13 @@ impl Device {
     pub fn add_low_rank(&self, args: LowRank<'_>) -> Result<(), OpError> {
         match self {
             Self::Cpu(cpu) => cpu::add_low_rank(cpu, args),
+        }
+    }
+
+    /// `out[t] += bias` for some rows; `bias`: `[width]`.
+    pub fn add_bias(&self, rows: Range<usize>, bias: &Tensor, out: &mut Tensor) -> Result<(), OpError> {
+        match self {
+            Self::Cpu(cpu) => cpu::add_bias(cpu, rows, bias, out),
         }
     }
 

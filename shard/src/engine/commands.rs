@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use proto::units::{BatchId, BlockSize, RequestId, TokenCount};
 
 use super::answer::{BatchSummary, Capacity, StepReport};
+use super::adapters::Adapters;
 use super::batch::Batch;
 use super::error::{EngineError, WarmupError};
 use super::request::{Admission, NewBatch};
@@ -41,6 +42,7 @@ pub(super) struct Core {
     /// How long the largest prefill will take, going by the warm-up's small one.
     step_expected: Duration,
     batches: HashMap<BatchId, Batch>,
+    adapters: Adapters,
     stepper: Stepper,
 }
 
@@ -52,6 +54,7 @@ impl Core {
             prefill_max: TokenCount(0),
             step_expected: Duration::ZERO,
             batches: HashMap::new(),
+            adapters: Adapters::default(),
             stepper: Stepper::default(),
         }
     }
@@ -144,6 +147,11 @@ impl Core {
         Ok(capacity)
     }
 
+    /// The adapters that requests can name.
+    pub(super) fn adapters(&mut self) -> &mut Adapters {
+        &mut self.adapters
+    }
+
     /// How long the largest prefill may well take.
     pub(super) fn step_expected(&self) -> Duration {
         self.step_expected
@@ -153,8 +161,13 @@ impl Core {
     fn rehearse(&mut self, warmup: &Warmup) -> Result<(), EngineError> {
         let Parts { model, device, tokenizer, .. } = &mut self.parts;
         let shape = model.shape().clone();
-        let admission =
-            Admission { tokenizer, shape: &shape, slots: u32::MAX as usize, block_size: BLOCK_SIZE };
+        let admission = Admission {
+            tokenizer,
+            shape: &shape,
+            slots: u32::MAX as usize,
+            block_size: BLOCK_SIZE,
+            adapters: &self.adapters,
+        };
         let (batch, size) = warmup::rehearsal(&warmup.batch, &admission)?;
         let mut batch = admission.batch(batch)?;
         let logits = size.requests + size.tokens.min(self.stepper.prompt_logits_max(shape.vocabulary));
@@ -202,6 +215,7 @@ impl Core {
             shape: self.parts.model.shape(),
             slots: cache.slots(),
             block_size: BLOCK_SIZE,
+            adapters: &self.adapters,
         })
     }
 

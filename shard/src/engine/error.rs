@@ -58,6 +58,9 @@ pub enum EngineError {
     /// Steps need a cache, and only a warm-up makes one.
     #[error("the shard has no cache yet: Warmup must come first")]
     NotWarm,
+    /// An adapter of this id is loaded already.
+    #[error("adapter `{0}` is loaded already")]
+    AdapterExists(String),
     /// The warm-up failed.
     #[error(transparent)]
     Warmup(#[from] WarmupError),

@@ -5,6 +5,7 @@ use std::ops::Range;
 use kernels::Sequence;
 
 use super::row::Row;
+use crate::layers::AdapterRows;
 
 /// The inputs of one forward pass. Buffers are kept from pass to pass.
 #[derive(Debug, Default)]
@@ -70,6 +71,21 @@ impl Inputs {
         self.spans.push(Span { row: index, tokens, start, logits, yields });
     }
 
+    /// The rows of the pass that adapters change; neighbours with the same adapter together.
+    pub fn adapters<'a>(&self, rows: &'a [Row]) -> Vec<AdapterRows<'a>> {
+        let mut changed: Vec<AdapterRows<'a>> = Vec::new();
+        for span in &self.spans {
+            let Some(adapter) = rows[span.row].adapter() else { continue };
+            match changed.last_mut() {
+                Some(last) if last.rows.end == span.tokens.start && std::ptr::eq(last.adapter, &**adapter) => {
+                    last.rows.end = span.tokens.end;
+                }
+                _ => changed.push(AdapterRows { rows: span.tokens.clone(), adapter }),
+            }
+        }
+        changed
+    }
+
     /// The requests of the pass, over the slots of `rows`, which are those that were pushed.
     pub fn sequences<'a>(&self, rows: &'a [Row]) -> Vec<Sequence<'a>> {
         self.spans
@@ -104,6 +120,7 @@ mod tests {
             stopping: Stopping { tokens_max: TokenCount(4), strings: vec![], ignore_end_of_sequence: false },
             prompt_logprobs,
             top: 0,
+            adapter: None,
         })
     }
 

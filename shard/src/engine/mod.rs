@@ -3,6 +3,7 @@
 //! - [`request`]: a request that arrives, and every check on its way into a batch.
 //! - [`row`], [`batch`]: a request on the shard, and those that step together; [`slots`]: where their tokens lie.
 //! - [`inputs`], [`step`]: rows to flat inputs; inputs to forward pass to tokens to text.
+//! - [`adapters`]: the adapters that requests can name.
 //! - [`commands`]: what the thread owns, and what each command does; [`warmup`]: how large the cache is.
 //! - [`answer`], [`error`]: what comes back.
 //! - [`pulse`]: the heartbeat that Health reads.
@@ -10,6 +11,7 @@
 //! Invariants: only the engine thread touches the model; commands run one after another, in the order of the mailbox; a
 //! command that fails, or panics, costs at most the batches it named.
 
+pub mod adapters;
 pub mod answer;
 pub mod batch;
 pub mod commands;
@@ -34,12 +36,14 @@ use std::thread;
 use proto::units::{BatchId, RequestId};
 use tokio::sync::{mpsc, oneshot};
 
+use self::adapters::AdapterId;
 use self::answer::{BatchSummary, Capacity, StepReport};
 use self::commands::{Core, Parts};
 use self::error::{EngineError, Unhealthy};
 use self::pulse::Pulse;
 use self::request::NewBatch;
 use self::warmup::Warmup;
+use crate::layers::Adapter;
 
 /// Commands that may wait. A router has one or two under way.
 const MAILBOX: usize = 16;
@@ -60,6 +64,9 @@ enum Command {
     Filter { batch: BatchId, keep: Vec<RequestId>, reply: Reply<BatchSummary> },
     Clear { batch: Option<BatchId>, reply: Reply<()> },
     WarmUp { warmup: Warmup, reply: Reply<Capacity> },
+    AddAdapter { id: AdapterId, adapter: Arc<Adapter>, reply: Reply<()> },
+    RemoveAdapter { id: AdapterId, reply: Reply<()> },
+    Adapters { reply: Reply<Vec<AdapterId>> },
 }
 
 impl Engine {
@@ -97,6 +104,22 @@ impl Engine {
         self.ask(|reply| Command::WarmUp { warmup, reply }).await
     }
 
+    /// Lets requests name this adapter. Errors when the id is taken.
+    pub async fn add_adapter(&self, id: AdapterId, adapter: Adapter) -> Result<(), EngineError> {
+        let adapter = Arc::new(adapter);
+        self.ask(|reply| Command::AddAdapter { id, adapter, reply }).await
+    }
+
+    /// Forgets an adapter; requests that have begun with it keep it. Unknown ids are ignored.
+    pub async fn remove_adapter(&self, id: AdapterId) -> Result<(), EngineError> {
+        self.ask(|reply| Command::RemoveAdapter { id, reply }).await
+    }
+
+    /// The adapters that requests can name, in the order of their ids.
+    pub async fn adapters(&self) -> Result<Vec<AdapterId>, EngineError> {
+        self.ask(|reply| Command::Adapters { reply }).await
+    }
+
     /// Whether steps can be made. Answers at once, whatever the engine is doing.
     pub fn health(&self) -> Result<(), Unhealthy> {
         self.pulse.check()
@@ -126,6 +149,12 @@ fn run(mut core: Core, mut mail: mpsc::Receiver<Command>, pulse: &Arc<Pulse>) {
                 core.clear(batch);
                 Ok(())
             }),
+            Command::AddAdapter { id, adapter, reply } => answer(reply, || core.adapters().add(id, adapter)),
+            Command::RemoveAdapter { id, reply } => answer(reply, || {
+                core.adapters().remove(&id);
+                Ok(())
+            }),
+            Command::Adapters { reply } => answer(reply, || Ok(core.adapters().ids())),
             // Not a beat: how long it may take is what it finds out.
             Command::WarmUp { warmup, reply } => {
                 pulse.set_warm(false);

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use proto::units::{BatchId, BlockCount, BlockId, BlockSize, RequestId, TokenCount};
 
+use super::adapters::{AdapterId, Adapters};
 use super::batch::Batch;
 use super::error::{EngineError, RequestError};
 use super::row::{Progress, Row};
@@ -43,6 +44,8 @@ pub struct NewRequest {
     pub cached: TokenCount,
     /// Prompt tokens of the first step; all that are left if absent.
     pub chunk: Option<TokenCount>,
+    /// The adapter that changes its tokens.
+    pub adapter: Option<AdapterId>,
 }
 
 /// A prompt.
@@ -97,6 +100,8 @@ pub struct Admission<'a> {
     pub slots: usize,
     /// Tokens per block.
     pub block_size: BlockSize,
+    /// The adapters that are loaded.
+    pub adapters: &'a Adapters,
 }
 
 impl Admission<'_> {
@@ -147,6 +152,7 @@ impl Admission<'_> {
             let limit = self.shape.positions_max;
             return Err(RequestError::Positions { prompt: ids.len(), new, limit });
         }
+        let adapter = request.adapter.map(|id| self.adapters.find(&id)).transpose()?;
         let progress = Progress::new(ids.len(), request.cached, request.chunk)?;
         let (blocks, slots) = self.place(request.placement, reach, next_block)?;
         Ok(Row::new(super::row::Parts {
@@ -159,6 +165,7 @@ impl Admission<'_> {
             stopping: request.stopping,
             prompt_logprobs: request.prompt_logprobs,
             top: request.top,
+            adapter,
         }))
     }
 

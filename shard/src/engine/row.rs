@@ -1,11 +1,14 @@
 //! One request on the shard: its history, how much of it is computed, and what comes of its next token.
 
+use std::sync::Arc;
+
 use proto::units::{BlockCount, RequestId, TokenCount, TokenId};
 
 use super::answer::{FinishReason, GeneratedText, Generation, PromptTokens, Token};
 use super::error::RequestError;
 use super::request::Stopping;
 use super::slots::SlotTable;
+use crate::layers::Adapter;
 use crate::sampling::{Choice, NotNumbers, Sampler, SamplingParams, Scored, Scratch, logprobs::Normalizer};
 use crate::text::detokenizer::{Detokenizer, generated_text};
 use crate::text::stop::{Found, StopStrings};
@@ -41,6 +44,8 @@ pub struct Parts {
     pub prompt_logprobs: bool,
     /// Alternatives to report per token.
     pub top: usize,
+    /// What changes its tokens.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 /// A request in a batch.
@@ -64,6 +69,8 @@ pub struct Row {
     detokenizer: Detokenizer,
     /// Until they are delivered, if wanted.
     prompt_logprobs: Option<Vec<f32>>,
+    /// The one it began with, whatever has been unloaded since.
+    adapter: Option<Arc<Adapter>>,
     stopped: bool,
 }
 
@@ -104,6 +111,7 @@ impl Row {
             stop: StopStrings::new(parts.stopping.strings),
             detokenizer: Detokenizer::new(prompt_length),
             prompt_logprobs: parts.prompt_logprobs.then(|| vec![f32::NAN; unknown]),
+            adapter: parts.adapter,
             stopped: false,
             ids: parts.ids,
         }
@@ -132,6 +140,11 @@ impl Row {
     /// Slot of each position it may reach.
     pub fn slots(&self) -> &SlotTable {
         &self.slots
+    }
+
+    /// What changes its tokens, if anything.
+    pub fn adapter(&self) -> Option<&Arc<Adapter>> {
+        self.adapter.as_ref()
     }
 
     /// Whether it takes part in no further step.

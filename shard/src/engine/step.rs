@@ -99,6 +99,7 @@ impl Stepper {
         }
         let vocabulary = machine.model.shape().vocabulary;
         let sequences = inputs.sequences(rows);
+        let adapters = inputs.adapters(rows);
         let input = StepInput {
             ids: &inputs.ids,
             positions: &inputs.positions,
@@ -106,7 +107,7 @@ impl Stepper {
             slots: &inputs.slots,
             sequences: &sequences,
             logits_at: &inputs.logits_at,
-            adapters: &[],
+            adapters: &adapters,
         };
         let logits = machine.model.forward(&input, machine.cache)?.host();
         let expected = inputs.logits_at.len() * vocabulary;
@@ -138,6 +139,7 @@ mod tests {
     use proto::units::{BatchId, BlockCount};
 
     use super::*;
+    use crate::engine::adapters::Adapters;
     use crate::engine::commands::BLOCK_SIZE;
     use crate::engine::request::{Admission, NewBatch};
     use crate::engine::tests::{VOCABULARY, parts, request};
@@ -149,8 +151,13 @@ mod tests {
         let mut cache =
             PagedKv::new(&parts.device, shape.kv, BlockCount(64), BLOCK_SIZE).unwrap();
         let slots = cache.slots();
-        let admission =
-            Admission { tokenizer: &parts.tokenizer, shape: &shape, slots, block_size: BLOCK_SIZE };
+        let admission = Admission {
+            tokenizer: &parts.tokenizer,
+            shape: &shape,
+            slots,
+            block_size: BLOCK_SIZE,
+            adapters: &Adapters::default(),
+        };
         let mut requests = [(1, "one prompt"), (2, "another"), (3, "a third one")]
             .map(|(id, prompt)| request(id, prompt, 4));
         requests[0].prompt_logprobs = true;

@@ -96,6 +96,7 @@ pub(super) fn rehearsal(
             placement: Placement::Numbered,
             cached: TokenCount(0),
             chunk: None,
+            adapter: None,
             ..request.clone()
         });
     }

@@ -25,15 +25,16 @@ impl Linear {
     ) -> Result<Self, LayerError> {
         let summed = region.cols.len() < region.whole[1];
         let bias = match bias && !(summed && path.partition().rank > 0) {
-            true => {
-                let bias = path.at("bias").bias(region)?;
-                let width = bias.len();
-                Some(device.upload(bias, width)?)
-            }
+            true => Some(path.at("bias").bias(region)?),
             false => None,
         };
         let weight = path.at("weight").matrix(region)?;
-        Ok(Self { weight, bias, number: Some(path.register(region)) })
+        let number = path.register(region, bias.clone());
+        let upload = |bias: Vec<f32>| {
+            let width = bias.len();
+            device.upload(bias, width)
+        };
+        Ok(Self { weight, bias: bias.map(upload).transpose()?, number: Some(number) })
     }
 
     /// A layer that no adapter changes.

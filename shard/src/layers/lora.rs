@@ -13,17 +13,24 @@ pub struct Adapter {
     pub additions: Vec<Option<Addition>>,
 }
 
-/// `scale * (x * a^T) * b^T + bias`
+/// `scale * (x * a^T) * b^T + bias`, as far as the adapter has it.
 #[derive(Debug)]
 pub struct Addition {
+    /// The product.
+    pub pair: Option<LowRankPair>,
+    /// `[outputs]`, not scaled.
+    pub bias: Option<Tensor>,
+}
+
+/// Two matrices of low rank.
+#[derive(Debug)]
+pub struct LowRankPair {
     /// `[rank, inputs]`
     pub a: Weight,
     /// `[outputs, rank]`
     pub b: Weight,
-    /// `alpha / rank`, or `alpha / sqrt(rank)`.
+    /// Multiplies the product: `alpha / rank`, or `alpha / sqrt(rank)`.
     pub scale: f32,
-    /// `[outputs]`
-    pub bias: Option<Tensor>,
 }
 
 /// The rows of a pass that one adapter changes.
@@ -47,11 +54,16 @@ impl Pass<'_> {
             return Ok(());
         };
         for AdapterRows { rows, adapter } in self.adapters {
-            let Some(Some(Addition { a, b, scale, bias })) = adapter.additions.get(number) else {
+            let Some(Some(Addition { pair, bias })) = adapter.additions.get(number) else {
                 continue;
             };
-            let (rows, scale, bias) = (rows.clone(), *scale, bias.as_ref());
-            self.device.add_low_rank(LowRank { rows, a, b, scale, bias, input, out })?;
+            if let Some(LowRankPair { a, b, scale }) = pair {
+                let args = LowRank { rows: rows.clone(), a, b, scale: *scale, input, out };
+                self.device.add_low_rank(args)?;
+            }
+            if let Some(bias) = bias {
+                self.device.add_bias(rows.clone(), bias, out)?;
+            }
         }
         Ok(())
     }

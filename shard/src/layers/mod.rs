@@ -20,7 +20,7 @@ pub use attention::{
 pub use embedding::{Embedding, EmbeddingSpec, LearnedPositions};
 pub use latent::{LatentAttention, LatentBuffers, LatentSpec, Queries};
 pub use linear::{Linear, project};
-pub use lora::{Adapter, AdapterRows, Addition};
+pub use lora::{Adapter, AdapterRows, Addition, LowRankPair};
 pub use mlp::{GatedNames, Mlp, MlpBuffers, MlpForm, MlpSpec};
 pub use moe::{ExpertNames, Moe, MoeBuffers, MoeSpec, RoutingSpec, SharedExpert};
 pub use norm::{Norm, NormSpec, NormWeight};

@@ -90,7 +90,12 @@ pub struct Fields<'a> {
 impl ConfigFile {
     /// Reads `config.json` in `directory`.
     pub fn read(directory: &Path) -> Result<Self, ConfigError> {
-        let path = directory.join(NAME);
+        Self::read_file(&directory.join(NAME))
+    }
+
+    /// Reads a file of another name.
+    pub fn read_file(path: &Path) -> Result<Self, ConfigError> {
+        let path = path.to_owned();
         match small_file::read(&path, BYTES_MAX) {
             Err(source) => Err(ConfigError::Read { file: path, source }),
             Ok(bytes) => match serde_json::from_slice(&bytes) {
@@ -197,6 +202,11 @@ impl<'a> Fields<'a> {
         let positive = |value: &Value| value.as_f64().filter(|number| number.is_finite() && *number > 0.0);
         let expected = "a list of numbers above 0";
         self.parse(name, expected, |value| value.as_array()?.iter().map(positive).collect())
+    }
+
+    /// The names of all fields.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.object.keys().map(String::as_str)
     }
 
     /// The names of the fields that are objects themselves.

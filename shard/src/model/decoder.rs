@@ -1,15 +1,18 @@
 //! The decoder that families share.
 
+use std::sync::Arc;
+
 use kernels::OpError;
 
 use super::layer::{Layer, LayerBuffers, Stream};
 use super::spec::{AttentionKind, DecoderSpec, HeadWeight};
 use super::{LoadError, Model, ModelShape, StepInput, input};
+use crate::adapters::AdapterLayout;
 use crate::backend::{Device, Tensor};
 use crate::cache::{KvShape, PagedKv};
 use crate::collective::Ranks;
 use crate::layers::{AttentionStep, Embedding, Linear, Norm, Pass, Rope, TokenPlaces};
-use crate::weights::{Partition, Region, Rows, WeightPath};
+use crate::weights::{Loader, Partition, Region, Rows, WeightPath};
 
 /// A decoder with this rank's weights, and the buffers of its steps.
 pub struct Decoder {
@@ -22,6 +25,7 @@ pub struct Decoder {
     last_norm: Option<Norm>,
     head: Head,
     workspace: Workspace,
+    adapters: Arc<AdapterLayout>,
 }
 
 /// From hidden states to logits. Each rank has a block of the vocabulary.
@@ -56,12 +60,8 @@ impl Decoder {
     /// Takes this rank's weights from below `weights`, the root of the checkpoint.
     ///
     /// Errors when a tensor is missing or wrong. That the model can be split over so many ranks has been checked.
-    pub fn load(
-        spec: &DecoderSpec,
-        weights: &WeightPath<'_>,
-        device: Device,
-        ranks: Ranks,
-    ) -> Result<Self, LoadError> {
+    pub fn load(spec: &DecoderSpec, loader: &Loader, device: Device, ranks: Ranks) -> Result<Self, LoadError> {
+        let weights = &loader.root();
         let body = body(spec, weights);
         let DecoderSpec { vocabulary, hidden, .. } = *spec;
         let embedding = Embedding::load(&body, &device, vocabulary, hidden, &spec.embedding)?;
@@ -75,9 +75,18 @@ impl Decoder {
         let last_norm = spec.last_norm.map(|name| Norm::load(&body.at(name), &device, hidden, spec.norm));
         // The rotary tables come behind the layers, whose weights prove the sizes that the configuration claims.
         let ropes = spec.ropes.iter().map(|rope| Rope::new(&device, rope.clone()));
+        let head = Head::load(spec, weights, &body, &device, &embedding)?;
+        let adapters = AdapterLayout {
+            device: device.clone(),
+            partition: weights.partition(),
+            linears: loader.linears(),
+            body: body.name().to_owned(),
+            bodies: spec.body,
+        };
         Ok(Self {
             shape: shape(spec, &embedding, weights.partition()),
-            head: Head::load(spec, weights, &body, &device, &embedding)?,
+            head,
+            adapters: Arc::new(adapters),
             workspace: Workspace::new(&device, spec, weights.partition())?,
             ropes: ropes.collect::<Result<_, _>>()?,
             last_norm: last_norm.transpose()?,
@@ -104,7 +113,6 @@ impl Decoder {
     /// The last norm and the head, for the rows whose logits are wanted: most rows of a prompt have no use for them.
     fn run_head(&mut self, rows: &[u32]) -> Result<(), OpError> {
         let Self { device, ranks, last_norm, head, workspace, .. } = self;
-        // Adapters do not reach the head.
         let pass = Pass { device, ranks, adapters: &[] };
         let Workspace { stream, residual_last, delta_last, normed_last, .. } = workspace;
         device.select_rows(&stream.residual, rows, residual_last)?;
@@ -133,6 +141,10 @@ impl Decoder {
 impl Model for Decoder {
     fn shape(&self) -> &ModelShape {
         &self.shape
+    }
+
+    fn adapters(&self) -> Arc<AdapterLayout> {
+        self.adapters.clone()
     }
 
     fn reserve(&mut self, tokens: usize, logits: usize) -> Result<(), OpError> {
@@ -195,8 +207,10 @@ impl Head {
         let partition = weights.partition();
         let DecoderSpec { vocabulary, hidden, ref head, .. } = *spec;
         let width = spec.embedding.width;
-        let project = head.project.map(|name| {
-            Linear::load(&body.at(name), device, &Region::all(width, hidden), false)
+        // Adapters do not reach the head: its layers have no numbers.
+        let project = head.project.map(|name| -> Result<Linear, LoadError> {
+            let weight = body.at(name).at("weight").matrix(&Region::all(width, hidden))?;
+            Ok(Linear::from_parts(weight, None))
         });
         let linear = match head.weight {
             HeadWeight::Tied => embedding.tied_head(),
@@ -206,12 +220,17 @@ impl Head {
                 let path = places.find(|place| place.at("weight").exists()).unwrap_or(first);
                 let rows = Rows::range(partition.vocabulary(vocabulary));
                 let region = Region::all(vocabulary, width).with_rows(rows);
-                if normalized {
-                    let weight = path.at("weight").matrix(&region)?.normalize_rows();
-                    Linear::from_parts(weight, None)
-                } else {
-                    Linear::load(&path, device, &region, bias)?
-                }
+                let weight = path.at("weight").matrix(&region)?;
+                let weight = if normalized { weight.normalize_rows() } else { weight };
+                let bias = match bias {
+                    true => {
+                        let bias = path.at("bias").bias(&region)?;
+                        let width = bias.len();
+                        Some(device.upload(bias, width)?)
+                    }
+                    false => None,
+                };
+                Linear::from_parts(weight, bias)
             }
         };
         let cols = partition.ranks().map(|rank| rank.vocabulary(vocabulary).len()).collect();

@@ -42,10 +42,12 @@ mod stablelm;
 mod starcoder2;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kernels::{DType, OpError, Sequence};
 use thiserror::Error;
 
+use crate::adapters::AdapterLayout;
 use crate::backend::{Device, Tensor};
 use crate::cache::{KvShape, PagedKv};
 use crate::collective::Ranks;
@@ -94,6 +96,9 @@ pub struct StepInput<'a> {
 pub trait Model: Send {
     /// Sizes the engine plans with.
     fn shape(&self) -> &ModelShape;
+
+    /// What adapters are matched with.
+    fn adapters(&self) -> Arc<AdapterLayout>;
 
     /// Makes the buffers of a pass over `tokens` tokens of which `logits` are wanted, so that later passes up to this size
     /// find their activations allocated. Errors when that much cannot be had.
@@ -239,7 +244,7 @@ impl Blueprint {
             }
         };
         let loader = Loader::new(source, ranks.partition(), options.dtype);
-        Ok(Box::new(Decoder::load(&self.spec, &loader.root(), device, ranks)?))
+        Ok(Box::new(Decoder::load(&self.spec, &loader, device, ranks)?))
     }
 }
 

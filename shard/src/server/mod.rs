@@ -10,7 +10,8 @@ mod wire;
 mod tests;
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::units::{BatchId, RequestId};
@@ -19,7 +20,9 @@ use proto::{extensions, v3};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
+use crate::adapters::AdapterLayout;
 use crate::engine::Engine;
+use crate::engine::adapters::AdapterId;
 use crate::engine::commands::BLOCK_SIZE;
 use crate::sampling::penalties::Watermark;
 
@@ -42,11 +45,12 @@ pub struct Identity {
 /// Serves until `stop` is ready, then lets calls under way finish for a moment.
 pub async fn serve(
     engine: Engine,
+    adapters: Arc<AdapterLayout>,
     identity: Identity,
     socket: Socket,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let service = TextGenerationServiceServer::new(Service { engine, identity })
+    let service = TextGenerationServiceServer::new(Service { engine, adapters, identity })
         .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(proto::MESSAGE_BYTES_MAX);
     let (listener, _file) = socket.into_parts();
@@ -74,6 +78,8 @@ pub async fn serve(
 
 struct Service {
     engine: Engine,
+    /// What adapters are matched with.
+    adapters: Arc<AdapterLayout>,
     identity: Identity,
 }
 
@@ -85,6 +91,7 @@ fn internal(error: impl std::fmt::Display) -> Status {
 #[tonic::async_trait]
 impl TextGenerationService for Service {
     async fn info(&self, _: Request<v3::InfoRequest>) -> Result<Response<v3::InfoResponse>, Status> {
+        let adapters = self.engine.adapters().await.map_err(internal)?;
         Ok(Response::new(v3::InfoResponse {
             requires_padding: false,
             dtype: torch_name(self.identity.dtype).to_owned(),
@@ -95,7 +102,8 @@ impl TextGenerationService for Service {
             use_prefix_caching: true,
             attention_impl: "paged".to_owned(),
             block_size: BLOCK_SIZE.get(),
-            extensions: [extensions::INPUT_IDS, extensions::SAMPLING_MORE].map(str::to_owned).to_vec(),
+            extensions: EXTENSIONS.map(str::to_owned).to_vec(),
+            adapters: adapters.into_iter().map(|AdapterId(id)| id).collect(),
         }))
     }
 
@@ -176,7 +184,34 @@ impl TextGenerationService for Service {
             concat_ns,
         }))
     }
+
+    async fn load_adapter(
+        &self,
+        request: Request<v3::LoadAdapterRequest>,
+    ) -> Result<Response<v3::LoadAdapterResponse>, Status> {
+        let v3::LoadAdapterRequest { id, path } = request.into_inner();
+        let adapters = self.adapters.clone();
+        // Steps go on while the files are read.
+        let loaded = tokio::task::spawn_blocking(move || adapters.load(Path::new(&path)));
+        let adapter = loaded.await.map_err(internal)?.map_err(internal)?;
+        tracing::info!(adapter = id, "adapter is loaded");
+        self.engine.add_adapter(AdapterId(id), adapter).await.map_err(internal)?;
+        Ok(Response::new(v3::LoadAdapterResponse {}))
+    }
+
+    async fn unload_adapter(
+        &self,
+        request: Request<v3::UnloadAdapterRequest>,
+    ) -> Result<Response<v3::UnloadAdapterResponse>, Status> {
+        let id = request.into_inner().id;
+        tracing::info!(adapter = id, "adapter is unloaded");
+        self.engine.remove_adapter(AdapterId(id)).await.map_err(internal)?;
+        Ok(Response::new(v3::UnloadAdapterResponse {}))
+    }
 }
+
+/// What we understand beyond `generate.v3`.
+const EXTENSIONS: [&str; 3] = [extensions::INPUT_IDS, extensions::SAMPLING_MORE, extensions::ADAPTERS];
 
 /// The name that routers show to users.
 fn torch_name(dtype: kernels::DType) -> &'static str {

@@ -4,6 +4,7 @@ use proto::units::{BatchId, BlockCount, RequestId, TokenCount, TokenId};
 use proto::v3;
 use proto::v3::input_chunk::Chunk;
 
+use crate::engine::adapters::AdapterId;
 use crate::engine::answer::{
     BatchSummary, FinishReason, GeneratedText, Generation, PromptTokens, StepReport, Token,
 };
@@ -50,9 +51,6 @@ fn new_batch(batch: v3::Batch, watermark: Watermark) -> Result<NewBatch, EngineE
 fn new_request(request: v3::Request, watermark: Watermark) -> Result<NewRequest, RequestError> {
     let parameters = request.parameters.ok_or(RequestError::Missing("parameters"))?;
     let stopping = request.stopping_parameters.ok_or(RequestError::Missing("stopping_parameters"))?;
-    if let Some(adapter) = request.adapter_id.filter(|adapter| !adapter.is_empty()) {
-        return Err(RequestError::Adapter(adapter));
-    }
     let prompt = if request.input_ids.is_empty() {
         Prompt::Text {
             text: text_of(request.input_chunks)?,
@@ -80,6 +78,7 @@ fn new_request(request: v3::Request, watermark: Watermark) -> Result<NewRequest,
         placement,
         cached: TokenCount(request.cache_len),
         chunk: request.chunk_len.map(TokenCount),
+        adapter: request.adapter_id.filter(|adapter| !adapter.is_empty()).map(AdapterId),
     })
 }
 

@@ -38,6 +38,8 @@ pub struct LinearOrigin {
     pub name: String,
     /// The part of the stored matrix that this rank has.
     pub region: Region,
+    /// This rank's part of the bias, if it has one.
+    pub bias: Option<Vec<f32>>,
 }
 
 /// A place in the tree of a checkpoint's names, such as `model.layers.3.mlp`.
@@ -63,9 +65,14 @@ impl Loader {
         self.partition
     }
 
-    /// The bytes that stay in their files, and the linear layers in the order of their numbers.
-    pub fn finish(self) -> (Vec<FileRange>, Vec<LinearOrigin>) {
-        (self.mapped.into_inner(), self.linears.into_inner())
+    /// The bytes that stayed in their files so far.
+    pub fn mapped(&self) -> Vec<FileRange> {
+        self.mapped.borrow().clone()
+    }
+
+    /// The linear layers so far, in the order of their numbers.
+    pub fn linears(&self) -> Vec<LinearOrigin> {
+        self.linears.borrow().clone()
     }
 }
 
@@ -95,10 +102,25 @@ impl<'a> WeightPath<'a> {
     }
 
     /// Gives the linear layer here its number.
-    pub fn register(&self, region: &Region) -> usize {
+    pub fn register(&self, region: &Region, bias: Option<Vec<f32>>) -> usize {
         let mut linears = self.loader.linears.borrow_mut();
-        linears.push(LinearOrigin { name: self.prefix.clone(), region: region.clone() });
+        linears.push(LinearOrigin { name: self.prefix.clone(), region: region.clone(), bias });
         linears.len() - 1
+    }
+
+    /// The name of this place.
+    pub fn name(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The shape of the tensor here.
+    ///
+    /// Errors when it is missing.
+    pub fn shape(&self) -> Result<Vec<usize>, WeightError> {
+        match &self.loader.source {
+            WeightSource::Files(checkpoint) => Ok(checkpoint.tensor(&self.prefix)?.shape.to_vec()),
+            WeightSource::Random(_) => Ok(Vec::new()),
+        }
     }
 
     /// A part of the matrix here. It is left in its file where it lies row by row in a type that is served.
@@ -232,7 +254,7 @@ mod tests {
         assert_eq!(elements(&weight(Region::all(3, 2).with_cols(1..2))), [2., 4., 6.]);
         let outer = Rows::strided(0, 1, 2, 2);
         assert_eq!(elements(&weight(Region::all(3, 2).with_rows(outer))), [1., 2., 5., 6.]);
-        assert_eq!(loader.finish().0.len(), 3);
+        assert_eq!(loader.mapped().len(), 3);
     }
 
     #[test]

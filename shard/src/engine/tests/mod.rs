@@ -6,6 +6,7 @@ mod failures;
 mod requests;
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use kernels::{DType, OpError};
 use proto::units::{BatchId, BlockCount, BlockId, RequestId, SlotIndex, TokenCount};
@@ -17,11 +18,13 @@ use super::error::EngineError;
 use super::request::{NewBatch, NewRequest, Placement, Prompt, Stopping};
 use super::slots::SlotTable;
 use super::warmup::{MemoryShare, Warmup};
+use crate::adapters::AdapterLayout;
 use crate::backend::{Device, Tensor};
 use crate::cache::{KvShape, PagedKv};
 use crate::model::{Model, ModelShape, StepInput};
 use crate::sampling::tests::greedy;
 use crate::text::tokenizer::tests::byte_tokenizer;
+use crate::weights::Partition;
 
 pub(super) const VOCABULARY: usize = 259;
 /// A token that makes the model panic when it is fed.
@@ -55,6 +58,16 @@ impl Hashing {
 impl Model for Hashing {
     fn shape(&self) -> &ModelShape {
         &self.shape
+    }
+
+    fn adapters(&self) -> Arc<AdapterLayout> {
+        Arc::new(AdapterLayout {
+            device: self.device.clone(),
+            partition: Partition::WHOLE,
+            linears: vec![],
+            body: String::new(),
+            bodies: &[],
+        })
     }
 
     fn reserve(&mut self, _: usize, _: usize) -> Result<(), OpError> {
@@ -125,6 +138,7 @@ pub(super) fn request(id: u64, prompt: &str, tokens_max: u32) -> NewRequest {
         placement: at_blocks(&[10 * id as u32 + 1, 10 * id as u32 + 5, 10 * id as u32 + 3]),
         cached: TokenCount(0),
         chunk: None,
+        adapter: None,
     }
 }
 
