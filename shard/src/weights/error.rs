@@ -17,7 +17,7 @@ pub enum WeightError {
         source: io::Error,
     },
     /// There is nothing to load.
-    #[error("{}: no .safetensors, .bin or .pt file in this directory", directory.display())]
+    #[error("{}: no .safetensors file in this directory, and no .bin or .pt file", directory.display())]
     NoFiles {
         /// Where one was expected.
         directory: PathBuf,

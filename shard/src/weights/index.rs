@@ -68,11 +68,16 @@ impl Index {
     }
 }
 
+/// Longest name of a file, on every file system in use.
+const NAME_BYTES_MAX: usize = 255;
+
 /// Whether this is a file's name, not a path.
 fn is_plain(name: &str) -> bool {
     let mut components = Path::new(name).components();
     match (components.next(), components.next()) {
-        (Some(Component::Normal(only)), None) => only == OsStr::new(name) && !name.contains('\0'),
+        (Some(Component::Normal(only)), None) => {
+            only == OsStr::new(name) && name.len() <= NAME_BYTES_MAX && !name.contains('\0')
+        }
         _ => false,
     }
 }

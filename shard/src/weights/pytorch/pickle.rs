@@ -14,7 +14,7 @@ use crate::weights::error::shown;
 const BYTES_MAX: usize = 16 << 20;
 
 /// Most containers, members of containers and remembered values together. A tensor takes about 36.
-const CELLS_MAX: usize = 1 << 21;
+const CELLS_MAX: usize = 1 << 20;
 
 /// Most values at work. Python's pickler stores the members of a dictionary in batches of a thousand.
 const STACK_MAX: usize = 1 << 16;
