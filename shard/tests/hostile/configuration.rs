@@ -2,6 +2,13 @@
 
 use crate::{Reader, Row};
 
+/// A configuration that nothing is wrong with but this vocabulary size.
+fn with_vocabulary(size: &str) -> String {
+    format!(
+        r#"{{"model_type":"llama","hidden_size":64,"intermediate_size":128,"num_hidden_layers":2,"hidden_act":"silu","num_attention_heads":4,"max_position_embeddings":256,"rms_norm_eps":1e-5,"vocab_size":{size}}}"#
+    )
+}
+
 pub(crate) fn configs() -> Vec<Row> {
     const NAME: &str = "config.json";
     const MANY: usize = 300_000;
@@ -16,23 +23,23 @@ pub(crate) fn configs() -> Vec<Row> {
         row("config of deep lists", &format!("{{\"a\":{}", "[".repeat(MANY)), &[NAME, "recursion limit"]),
         row(
             "config of many numbers",
-            &format!("{{\"vocab_size\":[0{}]}}", ",0".repeat(MANY)),
+            &with_vocabulary(&format!("[0{}]", ",0".repeat(MANY))),
             &[NAME, "vocab_size", "…"],
         ),
         row(
             "config with a number of many digits",
-            &format!("{{\"vocab_size\":{}}}", "9".repeat(MANY)),
+            &with_vocabulary(&"9".repeat(MANY)),
             &[NAME, "number out of range"],
         ),
         row(
             "config with a text of many letters",
-            &format!("{{\"vocab_size\":\"{}\"}}", "x".repeat(MANY)),
+            &with_vocabulary(&format!("\"{}\"", "x".repeat(MANY))),
             &[NAME, "vocab_size", "…"],
         ),
-        row("config of negative sizes", r#"{"vocab_size":-1}"#, &[NAME, "`vocab_size` is -1"]),
+        row("config of negative sizes", &with_vocabulary("-1"), &[NAME, "`vocab_size` is -1"]),
         row(
             "config of huge sizes",
-            r#"{"vocab_size":18446744073709551615}"#,
+            &with_vocabulary("18446744073709551615"),
             &[NAME, "`vocab_size` is 18446744073709551615"],
         ),
         row("config without sizes", "{}", &[NAME, "is missing"]),
