@@ -35,14 +35,14 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Path and text of every Rust file that ships: tests and benches left out, and test modules inside files too.
+/// Path and text of every Rust file that ships: tests, benches and fuzz targets left out, and test modules inside files too.
 fn shipped_sources() -> Result<Vec<(PathBuf, String)>> {
     let mut sources = Vec::new();
     for path in files(&root())? {
         let inside = path.strip_prefix(root())?;
         let test = inside
             .iter()
-            .any(|part| ["tests", "benches", "integration-tests"].iter().any(|name| part == *name));
+            .any(|part| ["tests", "benches", "fuzz", "integration-tests"].iter().any(|name| part == *name));
         if path.extension().is_some_and(|extension| extension == "rs") && !test {
             let text = std::fs::read_to_string(&path)?;
             let shipped = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();

@@ -10,12 +10,15 @@ pub(crate) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     if !path.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    let mut bytes = Vec::new();
-    File::open(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {bytes_max} bytes")));
+    let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {bytes_max} bytes"));
+    let file = File::open(path)?;
+    if file.metadata()?.len() > bytes_max {
+        return Err(too_large());
     }
-    Ok(bytes)
+    // It may grow while it is read.
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max { Err(too_large()) } else { Ok(bytes) }
 }
 
 #[cfg(test)]

@@ -123,6 +123,7 @@ mod tests {
             stopping: Stopping { tokens_max: TokenCount(4), strings: vec![], ignore_end_of_sequence: false },
             prompt_logprobs: false,
             top: 0,
+            adapter: None,
         })
     }
 

@@ -10,8 +10,8 @@ use crate::small_file;
 
 const NAME: &str = "config.json";
 
-/// Largest file accepted. Real ones are a few kilobytes.
-const BYTES_MAX: u64 = 16 << 20;
+/// Largest file accepted. Real ones are a few kilobytes, and a list of digits takes fifty times as much memory as its bytes.
+const BYTES_MAX: u64 = 1 << 20;
 
 /// Largest size (hidden, vocabulary, heads …) accepted: products of two of them stay far from overflow.
 const SIZE_MAX: usize = 1 << 27;
@@ -28,7 +28,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file is not a JSON object.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {}", file.display(), shortened(&source.to_string()))]
     Json {
         /// The file.
         file: PathBuf,
@@ -95,13 +95,17 @@ impl ConfigFile {
 
     /// Reads a file of another name.
     pub fn read_file(path: &Path) -> Result<Self, ConfigError> {
-        let path = path.to_owned();
-        match small_file::read(&path, BYTES_MAX) {
-            Err(source) => Err(ConfigError::Read { file: path, source }),
-            Ok(bytes) => match serde_json::from_slice(&bytes) {
-                Err(source) => Err(ConfigError::Json { file: path, source }),
-                Ok(object) => Ok(Self { path, prefix: String::new(), object }),
-            },
+        match small_file::read(path, BYTES_MAX) {
+            Err(source) => Err(ConfigError::Read { file: path.to_owned(), source }),
+            Ok(bytes) => Self::parse(path.to_owned(), &bytes),
+        }
+    }
+
+    /// The object in a file's bytes; `path` is for errors.
+    pub fn parse(path: PathBuf, bytes: &[u8]) -> Result<Self, ConfigError> {
+        match serde_json::from_slice(bytes) {
+            Err(source) => Err(ConfigError::Json { file: path, source }),
+            Ok(object) => Ok(Self { path, prefix: String::new(), object }),
         }
     }
 

@@ -221,7 +221,7 @@ impl Blueprint {
     /// many ranks.
     pub fn read(directory: &Path, world: usize) -> Result<Self, LoadError> {
         let file = ConfigFile::read(directory)?;
-        let spec = spec(&file)?;
+        let spec = DecoderSpec::of(&file)?;
         split::check(&spec, world)?;
         Ok(Self { directory: directory.to_owned(), spec, dtype: dtype(&file.fields())? })
     }
@@ -258,15 +258,19 @@ pub fn load(
     Blueprint::read(directory, ranks.partition().world)?.load(options, device, ranks)
 }
 
-/// What the configuration describes.
-fn spec(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
-    let fields = file.fields();
-    let model_type = fields.required("model_type", Fields::text)?;
-    match FAMILIES.iter().find(|(name, _)| *name == model_type) {
-        Some((_, family)) => family(file),
-        None => {
-            let names: Vec<&str> = FAMILIES.iter().map(|&(name, _)| name).collect();
-            Err(fields.unserved("model_type", model_type, &names))
+impl DecoderSpec {
+    /// What a configuration describes.
+    ///
+    /// Errors when the family is not served, and when a field is missing or wrong.
+    pub fn of(file: &ConfigFile) -> Result<Self, ConfigError> {
+        let fields = file.fields();
+        let model_type = fields.required("model_type", Fields::text)?;
+        match FAMILIES.iter().find(|(name, _)| *name == model_type) {
+            Some((_, family)) => family(file),
+            None => {
+                let names: Vec<&str> = FAMILIES.iter().map(|&(name, _)| name).collect();
+                Err(fields.unserved("model_type", model_type, &names))
+            }
         }
     }
 }

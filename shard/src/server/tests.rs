@@ -46,10 +46,11 @@ impl Shard {
             watermark: Watermark { gamma: 0.5, delta: 2.0 },
         };
         let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
+        let adapters = model.adapters();
         let memory = MemoryShare(1e-3);
         let engine = Engine::start(Parts { model, device, tokenizer, memory }).unwrap();
         let bound = Socket::bind(&socket).unwrap();
-        tokio::spawn(serve(engine, identity, bound, pending()));
+        tokio::spawn(serve(engine, adapters, identity, bound, pending()));
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
         let mut client = TextGenerationServiceClient::new(endpoint.connect().await.unwrap());
         let warmup = client.warmup(contracts_warmup()).await.unwrap().into_inner();
@@ -278,10 +279,11 @@ async fn the_socket_goes_when_the_server_stops() {
     let watermark = Watermark { gamma: 0.5, delta: 2.0 };
     let identity = Identity { dtype: model.shape().dtype, socket: path.clone(), watermark };
     let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
+    let adapters = model.adapters();
     let engine = Engine::start(Parts { model, device, tokenizer, memory: MemoryShare(1e-3) }).unwrap();
     let socket = Socket::bind(&path).unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(serve(engine, identity, socket, async { stopped.await.unwrap() }));
+    let server = tokio::spawn(serve(engine, adapters, identity, socket, async { stopped.await.unwrap() }));
     assert!(path.exists());
     stop.send(()).unwrap();
     server.await.unwrap().unwrap();

@@ -3,6 +3,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::pytorch::TorchError;
+
 /// Why a checkpoint's weights cannot be used. Each names the file, and the tensor where there is one.
 #[derive(Debug, Error)]
 pub enum WeightError {
@@ -15,7 +17,7 @@ pub enum WeightError {
         source: io::Error,
     },
     /// There is nothing to load.
-    #[error("{}: no .safetensors file in this directory", directory.display())]
+    #[error("{}: no .safetensors file in this directory, and no .bin or .pt file", directory.display())]
     NoFiles {
         /// Where one was expected.
         directory: PathBuf,
@@ -49,12 +51,20 @@ pub enum WeightError {
         bytes: usize,
     },
     /// A header or an index is not the JSON it should be.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {}", file.display(), shown(&source.to_string()))]
     Json {
         /// The file.
         file: PathBuf,
         /// What is wrong, and where.
         source: serde_json::Error,
+    },
+    /// A file that `torch.save` should have written is not as it should be.
+    #[error("{}: {source}", file.display())]
+    Torch {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong, and with which tensor.
+        source: Box<TorchError>,
     },
     /// A tensor's offsets do not hold what its shape and type need.
     #[error("{}: tensor `{tensor}` is {dtype} {shape:?}, which does not fill bytes {start}..{end}", file.display())]
@@ -125,6 +135,12 @@ pub enum WeightError {
         /// What it names.
         name: String,
     },
+    /// The index says nothing.
+    #[error("{}: names no tensor", file.display())]
+    IndexEmpty {
+        /// The index.
+        file: PathBuf,
+    },
     /// The index promises a tensor that the file does not hold.
     #[error("{}: tensor `{tensor}` is not in `{name}`", file.display())]
     IndexTensor {
@@ -165,4 +181,25 @@ pub enum WeightError {
         /// What is stored.
         found: String,
     },
+}
+
+/// A text from a file, fit for one line of a log.
+pub(super) fn shown(name: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    let mut line: String = name.chars().take(CHARS_MAX).flat_map(char::escape_debug).collect();
+    if name.chars().nth(CHARS_MAX).is_some() {
+        line.push('…');
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_shown_on_one_line_of_bounded_length() {
+        assert_eq!(shown("a\nb"), "a\\nb");
+        assert_eq!(shown(&"x".repeat(1000)).chars().count(), 201);
+    }
 }

@@ -32,7 +32,7 @@ pub struct Loader {
 }
 
 /// Where a linear layer comes from, so that an adapter's weights for it can be found and cut alike.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LinearOrigin {
     /// Path in the checkpoint, without `.weight`.
     pub name: String,

@@ -6,19 +6,30 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::{Advice, Mmap};
+
+/// Smallest page of any system that we run on.
+const PAGE_BYTES: usize = 4096;
 
 /// A file, mapped read-only. Its bytes stay valid for as long as this value lives.
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,
-    map: Mmap,
+    contents: Contents,
+}
+
+#[derive(Debug)]
+enum Contents {
+    Map(Mmap),
+    /// Of a part that could not be used as it lies in the file.
+    Copy(Vec<u8>),
 }
 
 impl MappedFile {
-    /// Maps the whole of `path`, and asks the system to start reading it.
+    /// Maps the whole of `path`. Nothing is read before it is used, or asked for by [`super::prefetch`].
     ///
     /// Errors when it is not a regular file (opening a pipe would block), or cannot be opened or mapped.
     pub fn open(path: &Path) -> io::Result<Self> {
@@ -33,9 +44,12 @@ impl MappedFile {
         // decoded as floats, for which every bit pattern is valid, so overwritten bytes give wrong numbers; after a
         // truncation the system ends this process with SIGBUS, which its supervisor treats like any other death.
         let map = unsafe { Mmap::map(&file)? };
-        // A hint: where it is not supported, pages come in on first use.
-        let _ = map.advise(Advice::WillNeed);
-        Ok(Self { path: path.to_owned(), map })
+        Ok(Self { path: path.to_owned(), contents: Contents::Map(map) })
+    }
+
+    /// Bytes that were taken from the file at `path` and rearranged.
+    pub(super) fn copied(path: &Path, bytes: Vec<u8>) -> Self {
+        Self { path: path.to_owned(), contents: Contents::Copy(bytes) }
     }
 
     /// Where the file was found.
@@ -45,7 +59,38 @@ impl MappedFile {
 
     /// The contents.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        match &self.contents {
+            Contents::Map(map) => map,
+            Contents::Copy(bytes) => bytes,
+        }
+    }
+
+    /// Asks the system to start reading these bytes. A hint: nothing depends on it.
+    pub(super) fn read_ahead(&self, range: Range<usize>) {
+        if let Contents::Map(map) = &self.contents {
+            let _ = map.advise_range(Advice::WillNeed, range.start, range.len());
+        }
+    }
+
+    /// Returns when these bytes are in memory and this process can reach them without a page fault.
+    ///
+    /// Errors when the file cannot be read, or has become shorter.
+    pub(super) fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        let Contents::Map(map) = &self.contents else { return Ok(()) };
+        #[cfg(target_os = "linux")]
+        loop {
+            match map.advise_range(Advice::PopulateRead, range.start, range.len()) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Before Linux 5.14.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
+                Err(error) => return Err(error),
+            }
+        }
+        for page in map[range].chunks(PAGE_BYTES) {
+            std::hint::black_box(page.first());
+        }
+        Ok(())
     }
 }
 

@@ -3,14 +3,17 @@
 //! The entries are the `safetensors` crate's; the checks are ours, because each error must name file and tensor.
 //! Source: the format's description in the safetensors repository, which allows neither overlaps nor holes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
-use safetensors::tensor::TensorInfo;
+use safetensors::tensor::Dtype;
 use serde::Deserialize;
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{MappedFile, WeightError};
+use super::WeightError;
+use super::error::shown;
+use super::tensors::{DIMENSIONS_MAX, FileTensor, Tensors};
 
 /// Largest header accepted, as in the reference implementation of the format. Real ones stay below 10 MB.
 const HEADER_BYTES_MAX: usize = 100_000_000;
@@ -18,36 +21,92 @@ const HEADER_BYTES_MAX: usize = 100_000_000;
 /// Bytes of the header's length.
 const LENGTH_BYTES: usize = size_of::<u64>();
 
-/// Tensors of one file, all of them known to lie inside it.
-#[derive(Debug)]
-pub(super) struct SafetensorsFile {
-    /// The mapping.
-    pub(super) file: Arc<MappedFile>,
-    /// Where the tensors' bytes start; offsets count from here.
-    pub(super) data_start: usize,
-    /// By name.
-    pub(super) tensors: HashMap<String, TensorInfo>,
+/// The one name in a header that is not a tensor's. What is under it is skipped: nothing here needs it.
+const METADATA: &str = "__metadata__";
+
+/// The tensors of the file with these contents: its header is held against its length, and every entry against the file.
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Tensors, WeightError> {
+    let json = header_bytes(path, bytes)?;
+    let data_start = LENGTH_BYTES + json.len();
+    let header: Header =
+        serde_json::from_slice(json).map_err(|source| WeightError::Json { file: path.to_owned(), source })?;
+    check_entries(path, &header.0, bytes.len() - data_start)?;
+    let mut tensors = Tensors::default();
+    for (name, Entry { dtype, shape: Shape(shape), data_offsets: (start, end) }) in header.0 {
+        tensors.insert(&name, FileTensor::new(dtype, shape, data_start + start..data_start + end));
+    }
+    Ok(tensors)
 }
 
+/// Tensors by name.
+struct Header(BTreeMap<String, Entry>);
+
+/// What the header says about a tensor. Offsets count from the end of the header.
 #[derive(Deserialize)]
-struct Header {
-    #[serde(rename = "__metadata__")]
-    _metadata: Option<HashMap<String, String>>,
-    #[serde(flatten)]
-    tensors: HashMap<String, TensorInfo>,
+struct Entry {
+    dtype: Dtype,
+    shape: Shape,
+    data_offsets: (usize, usize),
 }
 
-impl SafetensorsFile {
-    /// Maps the file, and checks its header against its length and every entry against the file.
-    pub(super) fn open(path: &Path) -> Result<Self, WeightError> {
-        let file =
-            MappedFile::open(path).map_err(|source| WeightError::Read { file: path.to_owned(), source })?;
-        let header = header_bytes(path, file.bytes())?;
-        let data_start = LENGTH_BYTES + header.len();
-        let header: Header = serde_json::from_slice(header)
-            .map_err(|source| WeightError::Json { file: path.to_owned(), source })?;
-        check_entries(path, &header.tensors, file.bytes().len() - data_start)?;
-        Ok(Self { file: Arc::new(file), data_start, tensors: header.tensors })
+struct Shape(Vec<usize>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Header, A::Error> {
+                let mut entries = BTreeMap::new();
+                while let Some(name) = object.next_key::<String>()? {
+                    if name == METADATA {
+                        object.next_value::<IgnoredAny>()?;
+                    } else if entries.contains_key(&name) {
+                        return Err(A::Error::custom(format_args!(
+                            "tensor `{}` is there twice",
+                            shown(&name)
+                        )));
+                    } else {
+                        let entry = object.next_value().map_err(|error| {
+                            A::Error::custom(format_args!("tensor `{}`: {error}", shown(&name)))
+                        })?;
+                        entries.insert(name, entry);
+                    }
+                }
+                Ok(Header(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Sizes;
+        impl<'de> Visitor<'de> for Sizes {
+            type Value = Shape;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(formatter, "a shape of at most {DIMENSIONS_MAX} sizes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Shape, A::Error> {
+                let mut sizes = Vec::new();
+                while let Some(size) = sequence.next_element()? {
+                    if sizes.len() == DIMENSIONS_MAX {
+                        return Err(A::Error::invalid_length(DIMENSIONS_MAX + 1, &self));
+                    }
+                    sizes.push(size);
+                }
+                Ok(Shape(sizes))
+            }
+        }
+        deserializer.deserialize_seq(Sizes)
     }
 }
 
@@ -69,19 +128,20 @@ fn header_bytes<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], WeightErro
 }
 
 /// Every tensor fills its range, and the ranges fill `data` bytes without overlap or hole.
-fn check_entries(path: &Path, tensors: &HashMap<String, TensorInfo>, data: usize) -> Result<(), WeightError> {
+fn check_entries(path: &Path, tensors: &BTreeMap<String, Entry>, data: usize) -> Result<(), WeightError> {
     let file = || path.to_owned();
-    let by_offset: BTreeMap<_, _> =
-        tensors.iter().map(|(name, info)| ((info.data_offsets, name), info)).collect();
+    let mut by_offset: Vec<_> = tensors.iter().collect();
+    by_offset.sort_unstable_by_key(|&(name, info)| (info.data_offsets, name));
     let mut expected = 0;
-    for (((start, end), name), info) in by_offset {
+    for (name, info) in by_offset {
+        let (start, end) = info.data_offsets;
         let tensor = || shown(name);
         if start > end || bytes_needed(info) != Some(end - start) {
             return Err(WeightError::TensorSize {
                 file: file(),
                 tensor: tensor(),
                 dtype: info.dtype.to_string(),
-                shape: info.shape.clone(),
+                shape: info.shape.0.clone(),
                 start,
                 end,
             });
@@ -101,20 +161,10 @@ fn check_entries(path: &Path, tensors: &HashMap<String, TensorInfo>, data: usize
 }
 
 /// Bytes that the shape and the element type ask for; `None` when that is no whole number of bytes, or overflows.
-fn bytes_needed(info: &TensorInfo) -> Option<usize> {
-    let elements = info.shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size))?;
+fn bytes_needed(info: &Entry) -> Option<usize> {
+    let elements = info.shape.0.iter().try_fold(1usize, |count, &size| count.checked_mul(size))?;
     let bits = elements.checked_mul(info.dtype.bitsize())?;
     bits.is_multiple_of(8).then_some(bits / 8)
-}
-
-/// A name from a file, fit for one line of a log.
-pub(super) fn shown(name: &str) -> String {
-    const CHARS_MAX: usize = 120;
-    let mut line: String = name.chars().take(CHARS_MAX).flat_map(char::escape_debug).collect();
-    if name.chars().nth(CHARS_MAX).is_some() {
-        line.push('…');
-    }
-    line
 }
 
 #[cfg(test)]
@@ -131,11 +181,8 @@ mod tests {
         bytes
     }
 
-    fn open(bytes: &[u8]) -> Result<SafetensorsFile, WeightError> {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("hostile.safetensors");
-        std::fs::write(&path, bytes).unwrap();
-        SafetensorsFile::open(&path)
+    fn open(bytes: &[u8]) -> Result<Tensors, WeightError> {
+        parse(Path::new("hostile.safetensors"), bytes)
     }
 
     /// A header of `U8` vectors that say they lie in these ranges.
@@ -157,9 +204,9 @@ mod tests {
         })
         .to_string();
         let file = open(&bytes(&header, 14)).unwrap();
-        assert_eq!(file.data_start, 8 + header.len());
-        assert_eq!(file.tensors["b"].data_offsets, (6, 14));
-        assert_eq!(file.tensors["a"].shape, [1, 3]);
+        let data_start = 8 + header.len();
+        assert_eq!(file.bytes("b"), Some(data_start + 6..data_start + 14));
+        assert_eq!(file.get("a").unwrap().shape, [1, 3]);
     }
 
     #[test]
@@ -195,7 +242,7 @@ mod tests {
             (&bytes(&ranges(&[("a", 4, 8)]), 8), "`a` starts at data byte 4, 0 expected"),
             (&bytes(&ranges(&[("a", 0, 8), ("b", 4, 12)]), 12), "`b` starts at data byte 4, 8 expected"),
             (&bytes(&ranges(&[("a", 0, 4), ("b", 6, 8)]), 8), "`b` starts at data byte 6, 4 expected"),
-            (&bytes(&ranges(&[("a", 0, 4), ("a", 4, 8)]), 8), "`a` starts at data byte 4, 0 expected"),
+            (&bytes(&ranges(&[("a", 0, 4), ("a", 4, 8)]), 8), "tensor `a` is there twice"),
             (&bytes(&ranges(&[("a", 0, 4)]), 7), "3 bytes after the last tensor"),
         ];
         for (bytes, expected) in cases {
@@ -222,16 +269,10 @@ mod tests {
                 let mut changed = whole.clone();
                 changed[at] = byte;
                 if let Ok(file) = open(&changed) {
-                    let inside = |info: &TensorInfo| file.data_start + info.data_offsets.1 <= whole.len();
-                    assert!(file.tensors.values().all(inside), "byte {at} set to {byte}");
+                    let inside = |name| file.bytes(name).unwrap().end <= whole.len();
+                    assert!(file.names().all(inside), "byte {at} set to {byte}");
                 }
             }
         }
-    }
-
-    #[test]
-    fn names_are_shown_on_one_line_of_bounded_length() {
-        assert_eq!(shown("a\nb"), "a\\nb");
-        assert_eq!(shown(&"x".repeat(1000)).chars().count(), 121);
     }
 }

@@ -1,0 +1,7 @@
+#![no_main]
+
+use shard::weights::Format;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    shard_fuzz::check(Format::Safetensors, bytes);
+});
