@@ -1,3 +1,5 @@
+//! The adapters that requests can name, by id.
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;

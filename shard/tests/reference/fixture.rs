@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
+use shard::layers::Adapter;
 use shard::model::Blueprint;
 
 use crate::ranks;
@@ -70,10 +72,15 @@ fn heads(directory: &Path) -> usize {
 }
 
 /// The largest difference in any log-probability; errors when a token is another.
-fn compare(runner: &mut Runner, prompts: &[Prompt]) -> Result<f64, String> {
+fn compare(
+    runner: &mut Runner,
+    prompts: &[Prompt],
+    adapter: Option<&Arc<Adapter>>,
+) -> Result<f64, String> {
     let mut worst: f64 = 0.0;
     for prompt in prompts {
         let mut request = runner.request(&prompt.input_ids, prompt.generated_ids.len());
+        request.adapter = adapter.cloned();
         let mut logits = runner.try_step(&mut [&mut request], usize::MAX)?.remove(0);
         for (at, expected) in prompt.prefill_logprobs.iter().enumerate().skip(1) {
             let found = log_softmax(&logits[at - 1])[prompt.input_ids[at] as usize];
@@ -121,7 +128,7 @@ fn report(found: &BTreeMap<String, Result<f64, String>>) {
 fn every_family_answers_as_the_reference_library_does() {
     let mut found = BTreeMap::new();
     for directory in directories() {
-        let worst = Runner::open(&directory, 2).and_then(|mut runner| compare(&mut runner, &prompts(&directory)));
+        let worst = Runner::open(&directory, 2).and_then(|mut runner| compare(&mut runner, &prompts(&directory), None));
         found.insert(name_of(&directory), worst);
     }
     report(&found);
@@ -143,7 +150,7 @@ fn every_family_answers_alike_on_several_ranks() {
             let prompts = prompts(&directory);
             let results = ranks::run(world, |ranks| {
                 let mut runner = Runner::open_ranks(&directory, 1, ranks)?;
-                compare(&mut runner, &prompts)
+                compare(&mut runner, &prompts, None)
             });
             for (rank, result) in results.into_iter().enumerate() {
                 found.insert(format!("{} {rank}/{world}", name_of(&directory)), result);
@@ -151,6 +158,70 @@ fn every_family_answers_alike_on_several_ranks() {
         }
     }
     report(&found);
+}
+
+/// Every fixture's adapters: the fixture, and the adapter's directory.
+fn adapters() -> Vec<(PathBuf, PathBuf)> {
+    let mut found = Vec::new();
+    for directory in directories() {
+        let Ok(entries) = std::fs::read_dir(directory.join("adapters")) else { continue };
+        let adapters = entries.map(|entry| entry.expect("the directory can be read").path());
+        found.extend(adapters.map(|adapter| (directory.clone(), adapter)));
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn adapters_answer_as_the_reference_library_does_on_one_rank_and_on_two() {
+    let mut found = BTreeMap::new();
+    let all = adapters();
+    assert!(!all.is_empty(), "no fixture has an adapter");
+    for (directory, adapter) in all {
+        let prompts = prompts(&adapter);
+        let run = |mut runner: Runner| {
+            let adapter = runner.adapter(&adapter)?;
+            compare(&mut runner, &prompts, Some(&adapter))
+        };
+        let name = format!("{} + {}", name_of(&directory), name_of(&adapter));
+        found.insert(name.clone(), Runner::open(&directory, 2).and_then(run));
+        if heads(&directory).is_multiple_of(2) {
+            let results = ranks::run(2, |ranks| Runner::open_ranks(&directory, 1, ranks).and_then(run));
+            for (rank, result) in results.into_iter().enumerate() {
+                found.insert(format!("{name} {rank}/2"), result);
+            }
+        }
+    }
+    report(&found);
+}
+
+#[test]
+fn requests_with_different_adapters_do_not_change_each_other_in_a_batch() {
+    let mut by_model: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
+    for (directory, adapter) in adapters() {
+        by_model.entry(directory).or_default().push(adapter);
+    }
+    for (directory, adapters) in by_model {
+        let mut runner = Runner::new(&directory, 2);
+        let loaded = adapters.iter().map(|adapter| runner.adapter(adapter).expect("the adapter is good"));
+        let choices: Vec<Option<Arc<Adapter>>> = std::iter::once(None).chain(loaded.map(Some)).collect();
+        let prompts = prompts(&directory);
+        let mut requests: Vec<Request> = Vec::new();
+        for (prompt, adapter) in prompts.iter().flat_map(|prompt| choices.iter().map(move |choice| (prompt, choice))) {
+            let mut request = runner.request(&prompt.input_ids[..prompt.input_ids.len().min(20)], 0);
+            request.adapter = adapter.clone();
+            requests.push(request);
+        }
+        let together = runner.step(&mut requests.iter_mut().collect::<Vec<_>>(), usize::MAX);
+        for (request, together) in requests.iter().zip(&together) {
+            let mut alone = runner.request(&request.ids, 0);
+            alone.adapter = request.adapter.clone();
+            let alone = runner.step(&mut [&mut alone], usize::MAX);
+            assert_eq!(bits(&alone), bits(std::slice::from_ref(together)), "{}", directory.display());
+        }
+        let different = together.windows(2).filter(|pair| pair[0] != pair[1]).count();
+        assert!(different > 0, "the adapters of {} change nothing", directory.display());
+    }
 }
 
 /// Computes the prompts in chunks, each alone or all together, then some greedy tokens; returns all logits.

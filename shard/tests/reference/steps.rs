@@ -1,12 +1,14 @@
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use kernels::Sequence;
 use proto::units::{BlockCount, BlockSize};
 use shard::backend::Device;
 use shard::cache::PagedKv;
 use shard::collective::Ranks;
+use shard::layers::{Adapter, AdapterRows};
 use shard::model::{self, LoadOptions, Model, StepInput};
 
 const BLOCKS: BlockCount = BlockCount(256);
@@ -26,6 +28,7 @@ pub(crate) struct Request {
     slots: Vec<u32>,
     prompt_length: usize,
     computed: usize,
+    pub(crate) adapter: Option<Arc<Adapter>>,
 }
 
 impl Request {
@@ -58,10 +61,15 @@ impl Runner {
         Ok(Self { model, cache, slots_taken: 0 })
     }
 
+    /// An adapter for this model.
+    pub(crate) fn adapter(&self, directory: &Path) -> Result<Arc<Adapter>, String> {
+        self.model.adapters().load(directory).map(Arc::new).map_err(|error| error.to_string())
+    }
+
     /// A request with this prompt, and slots for `tokens_more` further tokens.
     pub(crate) fn request(&mut self, prompt: &[u32], tokens_more: usize) -> Request {
         let slots = (0..prompt.len() + tokens_more).map(|_| self.slot()).collect();
-        Request { ids: prompt.to_vec(), slots, prompt_length: prompt.len(), computed: 0 }
+        Request { ids: prompt.to_vec(), slots, prompt_length: prompt.len(), computed: 0, adapter: None }
     }
 
     /// Computes the tokens that are new since the last step, at most `tokens_max` of each request, in one batch.
@@ -115,6 +123,14 @@ impl Runner {
             sequences.push(Sequence { rows: first..ids.len(), start, slots: &request.slots[..end] });
         }
         let logits_at = logits_at(ids.len());
+        let adapters: Vec<AdapterRows<'_>> = requests
+            .iter()
+            .zip(&sequences)
+            .filter_map(|(request, sequence)| {
+                let adapter = request.adapter.as_deref()?;
+                Some(AdapterRows { rows: sequence.rows.clone(), adapter })
+            })
+            .collect();
         let input = StepInput {
             ids: &ids,
             positions: &positions,
@@ -122,7 +138,7 @@ impl Runner {
             slots: &slots,
             sequences: &sequences,
             logits_at: &logits_at,
-            adapters: &[],
+            adapters: &adapters,
         };
         let logits = self.model.forward(&input, &mut self.cache).map_err(|error| error.to_string())?;
         assert_eq!(logits.rows(), logits_at.len());
