@@ -242,7 +242,7 @@ impl<'a> Outputs<'a> {
     }
 
     /// Adds a tile's sums to its outputs. Apart, because it slows [`Self::tile`] down where nothing is added: 16 tokens and
-    /// a weight `[256, 256]` took 26.6 us instead of 25.2 (one thread of an EPYC 9R14, AVX-512).
+    /// a weight `[256, 256]` took 26.6 us instead of 25.2 (one thread of a Zen 4 server, AVX-512).
     #[inline(never)]
     fn add<const R: usize, const C: usize>(&mut self, row: usize, token: usize, sums: &[[f32; C]; R]) {
         for (row, sums) in (row..self.rows.len()).zip(sums) {
