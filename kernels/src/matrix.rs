@@ -79,6 +79,7 @@ pub struct Matrix<'a> {
     dtype: DType,
     rows: usize,
     cols: usize,
+    row_bytes: usize,
     layout: RowLayout,
 }
 
@@ -90,8 +91,8 @@ impl<'a> Matrix<'a> {
             return Err(too_short(expected, bytes.len()));
         }
         // Without rows the product says nothing about the length of one.
-        let layout = RowLayout::strided(if rows == 0 { 0 } else { cols * dtype.size() });
-        Ok(Self { bytes, dtype, rows, cols, layout })
+        let row_bytes = if rows == 0 { 0 } else { cols * dtype.size() };
+        Ok(Self { bytes, dtype, rows, cols, row_bytes, layout: RowLayout::strided(row_bytes) })
     }
 
     /// A view of rows that lie apart. Errors when a group has no rows, or a row does not end within `bytes`, which may
@@ -106,14 +107,16 @@ impl<'a> Matrix<'a> {
         if layout.group == 0 {
             return Err(OpError::unsupported(OP, "groups without rows"));
         }
+        let Some(row_bytes) = cols.checked_mul(dtype.size()) else {
+            return Err(too_short(None, bytes.len()));
+        };
         if rows > 0 {
-            let row = cols.checked_mul(dtype.size());
-            let expected = row.and_then(|row| layout.last_start(rows)?.checked_add(row));
+            let expected = layout.last_start(rows).and_then(|start| start.checked_add(row_bytes));
             if expected.is_none_or(|expected| expected > bytes.len()) {
                 return Err(too_short(expected, bytes.len()));
             }
         }
-        Ok(Self { bytes, dtype, rows, cols, layout })
+        Ok(Self { bytes, dtype, rows, cols, row_bytes, layout })
     }
 
     /// Element type.
@@ -135,7 +138,7 @@ impl<'a> Matrix<'a> {
     #[inline(always)]
     pub fn row(&self, row: usize) -> &'a [u8] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        &self.bytes[self.layout.start(row)..][..self.cols * self.dtype.size()]
+        &self.bytes[self.layout.start(row)..][..self.row_bytes]
     }
 
     /// One element; every stored type fits into f32 exactly. Panics when there is no such element.

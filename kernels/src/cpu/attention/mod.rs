@@ -3,6 +3,9 @@
 //! Keys are taken in groups of [`GROUP`] consecutive positions, counted from the start of the sequence. A token's result
 //! is built group by group in this order, so it does not matter in how many chunks its prompt came, and there is no
 //! buffer as long as the context. The result itself, in `out`, is the running weighted sum of values.
+//!
+//! A window leaves out the groups that no token of a piece sees; a token skips what it does not see of the others, so its
+//! result is built from the same groups whatever the piece.
 
 mod piece;
 mod softmax;
@@ -23,10 +26,15 @@ const OP: &str = "attention";
 const GROUP: usize = 32;
 /// Keys of a tile of scores.
 const KEYS: usize = 4;
+/// Keys of a group that stay in the nearest cache, beside the queries: half of what it holds.
+const NEAR_BYTES: usize = 16 * 1024;
 /// Tokens of a piece: they read a group of keys and values together.
 const TOKENS: usize = 8;
 /// Query heads of a piece; all share one key/value head.
 const HEADS: usize = 8;
+
+/// Scores of the heads of a piece with a group of keys, and then their exponentials.
+type Scores = [[f32; GROUP]; HEADS];
 
 /// Inputs of [`attention`].
 #[derive(Debug)]

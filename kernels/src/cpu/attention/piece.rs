@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use super::softmax::{Seen, add_slope, soft_cap, weigh};
 use super::values::add_values;
-use super::{GROUP, HEADS, Inputs, KEYS, TOKENS};
+use super::{GROUP, HEADS, Inputs, KEYS, NEAR_BYTES, Scores, TOKENS};
 use crate::cpu::dot::dots;
 use crate::cpu::simd::{Kernel, Simd};
 use crate::cpu::tile::Tile;
@@ -19,9 +19,6 @@ pub(super) struct Piece<'a> {
     /// `[tokens, heads, value_dim]`
     pub(super) out: Tile<'a>,
 }
-
-/// Scores of a group, and then their exponentials.
-type Scores = [[f32; GROUP]; HEADS];
 
 /// The vectors of a group; empty where there are fewer.
 type Vectors<'a> = [&'a [f32]; GROUP];
@@ -125,19 +122,33 @@ impl Piece<'_> {
         visible: Range<usize>,
         seen: &mut [Seen; HEADS],
     ) {
-        let mut scores: Scores = [[f32::NEG_INFINITY; GROUP]; HEADS];
         match self.heads.len() {
-            1 => self.score::<S, 1>(simd, token, visible.clone(), &group.keys, &mut scores),
-            2 | 4 => self.score::<S, 2>(simd, token, visible.clone(), &group.keys, &mut scores),
-            _ => self.score::<S, 3>(simd, token, visible.clone(), &group.keys, &mut scores),
+            1 => self.attend_heads::<S, 1>(simd, token, group, visible, seen),
+            2 | 4 => self.attend_heads::<S, 2>(simd, token, group, visible, seen),
+            _ => self.attend_heads::<S, 3>(simd, token, group, visible, seen),
         }
+    }
+
+    /// [`Self::attend`], with `C` heads in a tile.
+    #[inline(always)]
+    fn attend_heads<S: Simd, const C: usize>(
+        &mut self,
+        simd: S,
+        token: usize,
+        group: &Group<'_>,
+        visible: Range<usize>,
+        seen: &mut [Seen; HEADS],
+    ) {
+        let mut scores: Scores = [[f32::NEG_INFINITY; GROUP]; HEADS];
+        self.score::<S, C>(simd, token, visible.clone(), &group.keys, &mut scores);
         self.bend(simd, token, group.first, visible.clone(), &mut scores);
-        let value_dim = self.inputs.value_dim;
-        let out = self.out.row_mut(token - self.tokens.start);
-        for ((out, scores), seen) in out.chunks_exact_mut(value_dim).zip(&mut scores).zip(seen) {
-            let fade = weigh(simd, scores, seen);
-            add_values(simd, fade, &scores[visible.clone()], &group.values[visible.clone()], out);
+        let mut fades = [0.0; HEADS];
+        for ((fade, scores), seen) in fades.iter_mut().zip(&mut scores).zip(seen).take(self.heads.len()) {
+            *fade = weigh(simd, scores, seen);
         }
+        let out = self.out.row_mut(token - self.tokens.start);
+        let values = &group.values[visible.clone()];
+        add_values::<S, C>(simd, &fades, &scores, visible, values, out);
     }
 
     /// Scores of a token's heads, `C` at a time, with the visible keys, `KEYS` at a time. A tile that reaches beyond the
@@ -152,16 +163,22 @@ impl Piece<'_> {
         scores: &mut Scores,
     ) {
         let Inputs { shape: HeadShape { heads, head_dim, .. }, scale, query, .. } = self.inputs;
-        for head in self.heads.clone().step_by(C) {
-            let queries: [&[f32]; C] = std::array::from_fn(|c| {
-                let head = (head + c).min(self.heads.end - 1);
-                &query[(token * heads + head) * head_dim..][..head_dim]
-            });
-            for key in visible.clone().step_by(KEYS) {
-                let tile: [&[f32]; KEYS] = std::array::from_fn(|k| keys[(key + k).min(visible.end - 1)]);
-                for (key, products) in (key..visible.end).zip(dots(simd, tile, queries)) {
-                    for (head, product) in (head..self.heads.end).zip(products) {
-                        scores[head - self.heads.start][key] = product * scale;
+        let queries = &query[(token * heads + self.heads.start) * head_dim..][..self.heads.len() * head_dim];
+        // Where all keys of a group fit into the nearest cache, they are fetched while the first heads need them: that way
+        // more of them are on their way from memory at a time. Where they do not, a few are scored for all heads.
+        let block = if GROUP * head_dim * size_of::<f32>() <= NEAR_BYTES { GROUP } else { KEYS };
+        for first in visible.clone().step_by(block) {
+            let visible = first..visible.end.min(first + block);
+            for head in (0..self.heads.len()).step_by(C) {
+                let queries: [&[f32]; C] = std::array::from_fn(|c| {
+                    &queries[(head + c).min(self.heads.len() - 1) * head_dim..][..head_dim]
+                });
+                for key in visible.clone().step_by(KEYS) {
+                    let tile: [&[f32]; KEYS] = std::array::from_fn(|k| keys[(key + k).min(visible.end - 1)]);
+                    for (key, products) in (key..visible.end).zip(dots(simd, tile, queries)) {
+                        for (scores, product) in scores[head..self.heads.len()].iter_mut().zip(products) {
+                            scores[key] = product * scale;
+                        }
                     }
                 }
             }
