@@ -78,14 +78,16 @@ fn routes_within_groups_are_their_definition() {
 
 #[test]
 fn experts_that_cannot_be_told_apart_come_in_their_order() {
-    let groups = Some(Groups { count: 4, chosen: 2, score: GroupScore::TwoBest });
+    // Groups of two: the last is the best, then the second, then the others alike.
+    let logits = [0.5, 0.5, 0.5, 1.0, 0.5, 0.5, 1.0, 0.6];
+    let groups = |chosen| Some(Groups { count: 4, chosen, score: GroupScore::TwoBest });
     for cpu in cpus(1) {
         for score in SCORES {
-            for (groups, expected) in [(None, [3, 6, 0, 1, 2]), (groups, [3, 6, 2, 7, 7])] {
-                let chosen = if groups.is_some() { 4 } else { 5 };
-                let routing = Routing { score, groups, ..plain(8, chosen) };
-                let logits = [0.5, 0.5, 0.5, 1.0, 0.5, 0.5, 1.0, 0.5];
-                assert_eq!(route(&cpu, &logits, &routing).experts, expected[..chosen], "{score:?}");
+            for (groups, expected) in
+                [(None, [3, 6, 7, 0]), (groups(3), [3, 6, 7, 0]), (groups(2), [3, 6, 7, 2])]
+            {
+                let routing = Routing { score, groups, ..plain(8, 4) };
+                assert_eq!(route(&cpu, &logits, &routing).experts, expected, "{score:?} {groups:?}");
             }
         }
     }
