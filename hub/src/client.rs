@@ -194,6 +194,14 @@ impl Client {
                 let wait = wait.map(Duration::from_secs);
                 return Err(Failure::Passing { url, reason: format!("status {status}{message}"), wait });
             }
+            // A signed link that has expired, which the Hub replaces when it is asked again.
+            (401 | 403 | 404 | 410, _, Some(_)) if !ours => {
+                return Err(Failure::Passing {
+                    url,
+                    reason: format!("status {status}{message}"),
+                    wait: None,
+                });
+            }
             (401 | 403, "GatedRepo", _) => HubError::Gated { id, endpoint, token },
             (401 | 404, "RepoNotFound", _) => HubError::NoRepository { id, endpoint, token },
             (404, "RevisionNotFound", _) => {

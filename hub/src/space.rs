@@ -12,7 +12,7 @@ fn available(directory: &Path) -> Option<u64> {
     // The directory itself may be still to come; what counts is the file system.
     let existing = directory.ancestors().find(|path| path.exists())?;
     let numbers = statvfs(existing).ok()?;
-    Some(u64::from(numbers.blocks_available()).saturating_mul(u64::from(numbers.fragment_size())))
+    Some(numbers.blocks_available().saturating_mul(numbers.fragment_size()))
 }
 
 /// Errors when `needed` bytes do not fit below `directory`.

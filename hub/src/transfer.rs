@@ -216,14 +216,11 @@ impl<'a> Transfer<'a> {
                 *self.location() = answer.url.clone();
                 Ok(answer)
             }
-            // Links to other servers hold for a while. The Hub gives a new one.
-            Err(Failure::Final(HubError::Status { url: shown, status: status @ 400..=410, .. }))
-                if url != self.home =>
-            {
+            // Links to other servers hold for a while, and these come and go. The Hub gives a new one.
+            Err(failure) => {
                 *self.location() = self.home.clone();
-                Err(Failure::Passing { url: shown, reason: format!("status {status}"), wait: None })
+                Err(failure)
             }
-            Err(failure) => Err(failure),
         }
     }
 
