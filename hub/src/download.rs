@@ -17,6 +17,7 @@ use crate::config::HubConfig;
 use crate::error::HubError;
 use crate::listing::{self, Metadata};
 use crate::lock::Lock;
+use crate::repo::Source;
 use crate::select::{self, Kind, Weights};
 use crate::space;
 use crate::survey::Survey;
@@ -33,6 +34,8 @@ const LINE_BYTES_MIN: u64 = 1_000_000;
 pub struct Order {
     /// What the repository shall be; none is what its files say it is.
     pub kind: Option<Kind>,
+    /// The commit that the revision is known to be; none is to be found out.
+    pub commit: Option<String>,
     /// Ending of the weights.
     pub extension: String,
     /// A directory that holds the weights already.
@@ -45,6 +48,7 @@ impl Default for Order {
     fn default() -> Self {
         Self {
             kind: None,
+            commit: None,
             extension: select::SAFETENSORS.to_owned(),
             weights_directory: None,
             progress: ProgressStyle::Lines,
@@ -99,7 +103,6 @@ impl Download<'_> {
                 self.fetch(small, Vec::new(), order.progress)?;
             }
         }
-        self.remember();
         Ok(())
     }
 
@@ -212,9 +215,9 @@ impl Download<'_> {
         path.is_file().then_some(path)
     }
 
-    /// Notes which commit the revision is, now that its files are there. Not worth failing for.
-    fn remember(&self) {
-        if let Err(error) = self.repository().set_commit_of(self.survey.source(), self.survey.commit()) {
+    /// Notes which commit a revision is, now that its files are there. Not worth failing for.
+    pub(crate) fn remember(&self, source: &Source) {
+        if let Err(error) = self.repository().set_commit_of(source, self.survey.commit()) {
             warn!("{error}");
         }
     }

@@ -58,9 +58,14 @@ impl Hub {
     ///
     /// Errors when anything of it cannot be found or fetched; what has come by then stays for the next time.
     pub fn fetch(&self, source: &Source, order: &Order) -> Result<PathBuf, HubError> {
-        let survey = survey::look(&self.client, &self.config, source, order.kind, &order.extension)?;
+        let exact =
+            order.commit.as_deref().map(|commit| Source::new(source.id(), Some(commit))).transpose()?;
+        let exact = exact.as_ref().unwrap_or(source);
+        let survey = survey::look(&self.client, &self.config, exact, order.kind, &order.extension)?;
         if !survey.is_cached() {
-            self.download(&survey).all(order)?;
+            let download = self.download(&survey);
+            download.all(order)?;
+            download.remember(source);
         }
         Ok(survey.directory().to_owned())
     }

@@ -64,8 +64,8 @@ pub enum Fault {
     NoRanges,
     /// The byte at this place is wrong.
     WrongByte(u64),
-    /// It is answered when [`FakeHub::release`] is called.
-    Held,
+    /// Byte so many of the file, and what follows, comes when [`FakeHub::release`] is called.
+    StallAt(u64),
 }
 
 /// A request that came.
@@ -138,7 +138,7 @@ impl FakeHub {
         locked(&self.state.faults).push((part.to_owned(), fault, times));
     }
 
-    /// Answers what is held.
+    /// Lets go on what stalls.
     pub fn release(&self) {
         *locked(&self.state.released.0) = true;
         self.state.released.1.notify_all();

@@ -2,10 +2,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::json;
 
@@ -59,10 +60,6 @@ impl Connection<'_> {
         while let Some(request) = read_request(&mut reader, self.elsewhere)? {
             locked(&self.state.seen).push(request.clone());
             let fault = self.take_fault(&request.path);
-            if matches!(fault, Some(Fault::Held)) {
-                let (released, changed) = &self.state.released;
-                drop(changed.wait_while(locked(released), |released| !*released));
-            }
             let answer = match &fault {
                 Some(Fault::Status(status, headers)) => {
                     Answer { status: *status, headers: headers.clone(), content: Content::of("") }
@@ -75,28 +72,28 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// The first fault that this path meets and that is left to happen. Cuts happen where a transfer reaches their place.
+    /// The first fault that this path meets and that is left to happen. Cuts and stalls happen where a transfer reaches
+    /// their place.
     fn take_fault(&self, path: &str) -> Option<Fault> {
         let mut faults = locked(&self.state.faults);
         let (_, fault, times) = faults.iter_mut().find(|(part, fault, times)| {
-            *times > 0 && path.contains(part.as_str()) && !matches!(fault, Fault::CutAt(_))
+            let later = matches!(fault, Fault::CutAt(_) | Fault::StallAt(_));
+            *times > 0 && !later && path.contains(part.as_str())
         })?;
         *times -= 1;
         Some(fault.clone())
     }
 
-    /// Whether a transfer of these bytes is cut, and where.
-    fn take_cut(&self, path: &str, start: u64, end: u64) -> Option<u64> {
+    /// What happens in the middle of a transfer of these bytes.
+    fn take_break(&self, path: &str, bytes: &Range<u64>) -> Option<Fault> {
         let mut faults = locked(&self.state.faults);
-        faults.iter_mut().find_map(|(part, fault, times)| match fault {
-            Fault::CutAt(place)
-                if *times > 0 && path.contains(part.as_str()) && (start..end).contains(place) =>
-            {
-                *times -= 1;
-                Some(*place)
-            }
-            _ => None,
-        })
+        let (_, fault, times) = faults.iter_mut().find(|(part, fault, times)| {
+            let place =
+                if let Fault::CutAt(place) | Fault::StallAt(place) = fault { *place } else { u64::MAX };
+            *times > 0 && path.contains(part.as_str()) && bytes.contains(&place)
+        })?;
+        *times -= 1;
+        Some(fault.clone())
     }
 
     fn answer(&self, request: &Seen) -> Answer {
@@ -196,7 +193,7 @@ impl Connection<'_> {
         let mut stream = self.stream;
         stream.write_all(head.as_bytes())?;
         if request.method != "HEAD" {
-            self.send_bytes(request, &answer.content, (start, end), fault)?;
+            self.send_bytes(request, &answer.content, start..end, fault)?;
         }
         if is_endless {
             stream.shutdown(Shutdown::Both)?;
@@ -208,16 +205,31 @@ impl Connection<'_> {
         &self,
         request: &Seen,
         content: &Content,
-        (start, end): (u64, u64),
+        bytes: Range<u64>,
         fault: Option<&Fault>,
     ) -> Result<()> {
-        let cut = self.take_cut(&request.path, start, end);
-        let end = cut.unwrap_or(end);
+        match self.take_break(&request.path, &bytes) {
+            Some(Fault::CutAt(place)) => {
+                self.send_piece(content, bytes.start..place, fault)?;
+                bail!("cut at byte {place}, as told");
+            }
+            Some(Fault::StallAt(place)) => {
+                self.send_piece(content, bytes.start..place, fault)?;
+                let (released, changed) = &self.state.released;
+                drop(changed.wait_while(locked(released), |released| !*released));
+                self.send_piece(content, place..bytes.end, fault)
+            }
+            _ => self.send_piece(content, bytes, fault),
+        }
+    }
+
+    fn send_piece(&self, content: &Content, bytes: Range<u64>, fault: Option<&Fault>) -> Result<()> {
         let mut buffer = vec![0; PIECE];
-        let mut place = start;
+        let mut place = bytes.start;
         let mut stream = self.stream;
-        while place < end {
-            let count = content.fill(place, &mut buffer).min(usize::try_from(end - place).unwrap_or(PIECE));
+        while place < bytes.end {
+            let rest = usize::try_from(bytes.end - place).unwrap_or(PIECE);
+            let count = content.fill(place, &mut buffer).min(rest);
             if let Some(Fault::WrongByte(wrong)) = fault
                 && (place..place + count as u64).contains(wrong)
             {
@@ -226,7 +238,6 @@ impl Connection<'_> {
             stream.write_all(&buffer[..count])?;
             place += count as u64;
         }
-        ensure!(cut.is_none(), "cut at byte {end}, as told");
         Ok(())
     }
 }
