@@ -39,11 +39,16 @@ impl Stack {
 
     /// Starts a launcher with these arguments and waits until it is ready.
     pub async fn start(arguments: &[&str]) -> Result<Self> {
+        Self::start_with(arguments, &[]).await
+    }
+
+    /// [`Stack::start`], with these variables in its environment.
+    pub async fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let log = directory.path().join("log");
         let address = free_address()?;
         let mut command = command(address);
-        command.args(arguments).env("TMPDIR", directory.path());
+        command.args(arguments).env("TMPDIR", directory.path()).envs(variables.iter().copied());
         let output = std::fs::File::create(&log)?;
         command.stdout(output.try_clone()?).stderr(output);
         let begin = Instant::now();

@@ -11,11 +11,13 @@ use crate::secret::Secret;
 
 const SUBCOMMANDS: &str = "\
 Subcommands, each a program of its own with its own --help:
-  router  the HTTP server; the launcher starts it after the shards
-  shard   the model server; the launcher starts one per device
+  router            the HTTP server; the launcher starts it after the shards
+  shard             the model server; the launcher starts one per device
+  download-weights  fetches a model from the Hub into the cache, and ends
 
 Every flag but --env and --plan has a variable of the same name (--max-input-tokens: MAX_INPUT_TOKENS); the command line wins.
-LOG_LEVEL (info) is a level or a filter such as `router=debug,h2=warn`; NO_COLOR turns colours off.";
+LOG_LEVEL (info) is a level or a filter such as `router=debug,h2=warn`; NO_COLOR turns colours off.
+For the Hub: HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE, HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE.";
 
 const MODEL: &str = "Model and weights";
 const DEVICES: &str = "Devices and processes";
@@ -26,10 +28,10 @@ const SERVICE: &str = "Service, logging, security";
 #[derive(Clone, Debug, Parser)]
 #[command(name = "text-generation-launcher", version, after_help = SUBCOMMANDS)]
 pub struct Args {
-    /// Directory of the model to serve; without it, a tiny demo model that is part of this program.
+    /// Model to serve: a directory, or an id of the Hub; without it, a tiny demo model that is part of this program.
     #[arg(long, env, help_heading = MODEL)]
     pub model_id: Option<String>,
-    /// Branch, tag or commit of a model on the Hub.
+    /// Branch, tag, commit or `refs/pr/N` of a model on the Hub [default: main].
     #[arg(long, env, help_heading = MODEL)]
     pub revision: Option<String>,
     /// Format of quantized weights, or the method to quantize with.
@@ -62,10 +64,10 @@ pub struct Args {
     /// A `tokenizer_config.json` (chat template) to use instead of the model's own.
     #[arg(long, env, help_heading = MODEL)]
     pub tokenizer_config_path: Option<PathBuf>,
-    /// Cache directory of the Hub.
+    /// Cache directory of the Hub [default: HF_HUB_CACHE, or else below HF_HOME].
     #[arg(long, env, help_heading = MODEL)]
     pub huggingface_hub_cache: Option<PathBuf>,
-    /// Flat directory that holds the weight files.
+    /// Flat directory that holds the weight files, which then are not downloaded.
     #[arg(long, env, help_heading = MODEL)]
     pub weights_cache_override: Option<PathBuf>,
 
@@ -373,7 +375,10 @@ mod tests {
         let error = parse(&["--help"]).unwrap_err();
         assert_eq!((error.kind(), error.exit_code()), (ErrorKind::DisplayHelp, 0));
         let help = error.to_string();
-        assert!(help.contains("router") && help.contains("shard"), "{help}");
+        assert!(
+            help.contains("router") && help.contains("shard") && help.contains("download-weights"),
+            "{help}"
+        );
 
         let command = Args::command();
         for flag in ["api-key", "ngrok-authtoken"] {

@@ -42,7 +42,7 @@ mod tests {
         let directory = parent.path().join("demo");
         write_into(&directory).unwrap();
 
-        let opened = Model::open(directory.to_str().unwrap()).unwrap();
+        let opened = Model::open(directory.to_str().unwrap(), None).unwrap();
         let embedded = Model::demo(directory);
         assert_eq!(opened.config, embedded.config);
         assert_eq!(opened.weights, embedded.weights);

@@ -71,7 +71,7 @@ impl Variables {
     pub fn read() -> Result<Self, String> {
         Ok(Self {
             log_level: variable("LOG_LEVEL")?,
-            no_color: env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()),
+            no_color: no_color(),
             attention: variable("ATTENTION")?,
             prefix_caching: variable("PREFIX_CACHING")?,
             compute_type: variable("COMPUTE_TYPE")?,
@@ -83,6 +83,11 @@ impl Variables {
     pub fn thread_count(&self) -> Option<NonZeroUsize> {
         self.omp_num_threads.as_deref()?.split(',').next()?.trim().parse().ok()
     }
+}
+
+/// `NO_COLOR`: no colours, when it is not empty.
+pub fn no_color() -> bool {
+    env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 /// A variable's text; an empty one says nothing.

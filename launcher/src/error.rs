@@ -4,6 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use hub::HubError;
+
 use crate::model::ModelError;
 use crate::plan::PlanError;
 use crate::process::Ending;
@@ -24,6 +26,20 @@ pub enum LaunchError {
     /// The model's files are not all there.
     #[error("{0}")]
     Model(#[from] ModelError),
+    /// The model cannot be found on the Hub or fetched from it.
+    #[error("DownloadError: {0}")]
+    Hub(#[from] HubError),
+    /// The download could not be started.
+    #[error("DownloadError: {0}")]
+    DownloadCannotStart(io::Error),
+    /// The download ended otherwise than it should.
+    #[error("DownloadError: the download of model `{id}` ended with {ending}")]
+    DownloadFailed {
+        /// The model.
+        id: String,
+        /// How it ended.
+        ending: Ending,
+    },
     /// The file for the chat template is not there.
     #[error("--tokenizer-config-path {} is not a file", .0.display())]
     NoTokenizerConfig(PathBuf),

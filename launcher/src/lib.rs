@@ -1,13 +1,14 @@
 //! One command starts everything: a shard, then the router, both of them this program again.
 //!
-//! The way of a start: `args` (what the user typed), `env` and `model` (what is there), `plan` (what follows from it),
-//! `run_dir` and `demo` (files that the children need), `supervise` (start, watch, stop).
+//! The way of a start: `args` (what the user typed), `env` and `search` (what is there), `plan` (what follows from it),
+//! `run_dir` and `demo` (files that the children need), `supervise` (download, start, watch, stop).
 //!
 //! Invariants:
 //! - `plan` is pure and is all that `supervise` executes, so what `--plan` prints is what would run.
 //! - No child outlives the launcher, however that ends: each is killed on drop and by the kernel (`tether`).
 //! - Keys are in no log, no plan and no argument list (`secret`).
-//! - Nothing below `run_from` reads the environment, except `env` and clap in `args`.
+//! - Nothing below `run_from` reads the environment, except `env`, clap in `args` and `download`, and `hub`'s own
+//!   configuration.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -20,6 +21,7 @@ use tracing::{info, warn};
 
 pub mod args;
 pub mod demo;
+pub mod download;
 pub mod env;
 pub mod error;
 pub mod model;
@@ -27,6 +29,7 @@ pub mod model_config;
 pub mod plan;
 pub mod process;
 pub mod run_dir;
+pub mod search;
 pub mod secret;
 pub mod signals;
 pub mod socket;
@@ -39,6 +42,7 @@ use error::LaunchError;
 use model::{Model, ModelSource};
 use plan::{LaunchPlan, PlanInput};
 use run_dir::RunDir;
+use search::Search;
 use signals::StopSignals;
 
 /// Runs the launcher as if started with these arguments, the program's name first. Ends the process for `--help`,
@@ -74,7 +78,9 @@ struct Start<'a> {
 
 impl Start<'_> {
     fn print_plan(&self) -> Result<(), LaunchError> {
-        let (_, plan) = self.plan(&run_dir::likely_path(&self.machine.temporary, self.machine.pid))?;
+        let run_dir = run_dir::likely_path(&self.machine.temporary, self.machine.pid);
+        self.check_files()?;
+        let plan = self.plan(&Search::new(self.args, &run_dir).run()?, &run_dir)?;
         let text = if self.args.json_output { format!("{:#}\n", plan.json()) } else { plan.to_string() };
         io::stdout().write_all(text.as_bytes()).map_err(system("print the plan"))
     }
@@ -99,7 +105,16 @@ impl Start<'_> {
         run_dir::sweep(temporary, *pid);
         let run_dir = RunDir::create(temporary, *pid).map_err(failed)?;
 
-        let (model, plan) = self.plan(run_dir.path())?;
+        self.check_files()?;
+        let model = tokio::select! {
+            biased;
+            signal = signals.next() => {
+                info!("{signal}: stopping");
+                return Ok(());
+            }
+            model = Search::new(self.args, run_dir.path()).run_in_background() => model?,
+        };
+        let plan = self.plan(&model, run_dir.path())?;
         let address = plan.values.address.value;
         socket::check_free(address).map_err(|source| LaunchError::Listen { address, source })?;
         if model.source == ModelSource::Embedded {
@@ -109,19 +124,17 @@ impl Start<'_> {
         supervise::run(&plan, &mut signals).await
     }
 
-    /// The model and the plan for it.
-    fn plan(&self, run_dir: &std::path::Path) -> Result<(Model, LaunchPlan), LaunchError> {
-        let Self { args, variables, machine, log_level } = self;
-        if let Some(path) = args.tokenizer_config_path.as_ref().filter(|path| !path.is_file()) {
-            return Err(LaunchError::NoTokenizerConfig(path.clone()));
+    /// Whether the files that the arguments name are there.
+    fn check_files(&self) -> Result<(), LaunchError> {
+        match self.args.tokenizer_config_path.as_ref().filter(|path| !path.is_file()) {
+            Some(path) => Err(LaunchError::NoTokenizerConfig(path.clone())),
+            None => Ok(()),
         }
-        let model = match &args.model_id {
-            Some(id) => Model::open(id)?,
-            None => Model::demo(run_dir.join(demo::ID)),
-        };
-        let plan =
-            LaunchPlan::new(PlanInput { args, model: &model, machine, variables, log_level, run_dir })?;
-        Ok((model, plan))
+    }
+
+    fn plan(&self, model: &Model, run_dir: &std::path::Path) -> Result<LaunchPlan, LaunchError> {
+        let Self { args, variables, machine, log_level } = self;
+        Ok(LaunchPlan::new(PlanInput { args, model, machine, variables, log_level, run_dir })?)
     }
 
     /// Says what was decided, before it starts.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use launcher::tether;
 
-/// The three programs of this one file. A child is started with `--child-of <PID>` in front of its name.
+/// The programs of this one file. A child is started with `--child-of <PID>` in front of its name.
 fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
     if let Err(error) = tether::tie_to_launcher(&mut arguments) {
@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     match arguments.get(1).and_then(|name| name.to_str()) {
         Some("router") => router::run_from(renamed(&arguments[1..])),
         Some("shard") => shard::run_from(renamed(&arguments[1..])),
+        Some("download-weights") => launcher::download::run_from(renamed(&arguments[1..])),
         _ => launcher::run_from(arguments),
     }
 }

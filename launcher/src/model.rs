@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 use crate::demo;
 use crate::model_config::ModelConfig;
 
+/// A checkpoint in one file.
+const SINGLE_FILE: &str = "model.safetensors";
+
 /// The index of a checkpoint in several files.
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -33,12 +36,25 @@ pub struct Model {
 }
 
 /// Where a model is from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {
     /// Part of this program, written into the run directory.
     Embedded,
     /// A directory of the user's.
     Directory,
+    /// The Hub; its files are or will be in the cache.
+    Hub(HubOrigin),
+}
+
+/// Which version of a model of the Hub it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubOrigin {
+    /// The branch, tag or commit that was asked for.
+    pub revision: String,
+    /// The commit that it is.
+    pub commit: String,
+    /// Whether the cache is all there is: the Hub may not or could not be asked.
+    pub is_cached: bool,
 }
 
 /// How many weight files there are and how large they are together.
@@ -56,8 +72,10 @@ pub enum ModelError {
     /// The id is empty.
     #[error("the model id (--model-id, MODEL_ID) is empty; leave it out for the demo model")]
     EmptyId,
-    /// No directory of this name: probably an id of the Hub.
-    #[error("model `{0}`: no such directory; this version serves local directories only, no ids of the Hub")]
+    /// No directory of this name, and nothing that the Hub could have.
+    #[error(
+        "model `{0}`: no such directory, and no id of the Hub, which would look like `organization/name`"
+    )]
     NoDirectory(String),
     /// A file, where a directory is needed.
     #[error("model `{0}` is not a directory")]
@@ -88,6 +106,14 @@ pub enum ModelError {
         /// What is wrong.
         problem: String,
     },
+    /// Weights that should be in a directory of the user's.
+    #[error("model `{id}`: --weights-cache-override {} holds no *.safetensors file", directory.display())]
+    NothingInOverride {
+        /// The model.
+        id: String,
+        /// The directory.
+        directory: PathBuf,
+    },
     /// A file or directory that cannot be read.
     #[error("model `{id}`: cannot read {}: {source}", path.display())]
     Unreadable {
@@ -112,22 +138,38 @@ impl Model {
         }
     }
 
-    /// The model in the local directory `id`.
+    /// The model in the local directory `id`; its weights may be in another one.
     ///
     /// Errors when it is no directory or has no valid `config.json`, no `tokenizer.json` or not all of its weights.
-    pub fn open(id: &str) -> Result<Self, ModelError> {
-        let place = Place { id, directory: Path::new(id) };
+    pub fn open(id: &str, weights: Option<&Path>) -> Result<Self, ModelError> {
+        let directory = Path::new(id);
+        let place = Place { id, directory, weights };
         place.require_directory()?;
-        let config = ModelConfig::parse(&place.read("config.json")?)
-            .map_err(|problem| place.bad("config.json", problem))?;
         place.size_of("tokenizer.json")?.ok_or_else(|| place.missing("tokenizer.json"))?;
-        Ok(Self {
-            id: id.to_owned(),
-            source: ModelSource::Directory,
-            directory: std::path::absolute(id).map_err(|source| place.unreadable(id, source))?,
-            config,
-            weights: place.weights()?,
-        })
+        let absolute = std::path::absolute(directory).map_err(|source| place.unreadable("", source))?;
+        place.model(absolute, ModelSource::Directory, place.weights()?)
+    }
+
+    /// The model of the Hub whose files are or will be in `directory`, `config.json` among those that are. `listed` are
+    /// the sizes of its weight files, as far as the Hub tells them; those of another directory count instead.
+    ///
+    /// Errors when `config.json` is not valid, or when the other directory has no weights.
+    pub fn at(
+        id: &str,
+        directory: &Path,
+        source: ModelSource,
+        weights: Option<&Path>,
+        listed: &[u64],
+    ) -> Result<Self, ModelError> {
+        let place = Place { id, directory, weights };
+        let found = match weights {
+            Some(_) => place.weights()?,
+            None => WeightFiles { count: listed.len(), bytes: listed.iter().sum() },
+        };
+        if found.count == 0 {
+            return Err(place.missing("weights: no *.safetensors or *.bin file"));
+        }
+        place.model(directory.to_owned(), source, found)
     }
 }
 
@@ -135,6 +177,8 @@ impl Model {
 struct Place<'a> {
     id: &'a str,
     directory: &'a Path,
+    /// Where its weights are, if not there.
+    weights: Option<&'a Path>,
 }
 
 /// `model.safetensors.index.json`: which file holds which tensor.
@@ -158,18 +202,40 @@ impl Place<'_> {
         }
     }
 
+    fn model(
+        &self,
+        directory: PathBuf,
+        source: ModelSource,
+        weights: WeightFiles,
+    ) -> Result<Model, ModelError> {
+        let config = ModelConfig::parse(&self.read("config.json")?)
+            .map_err(|problem| self.bad("config.json", problem))?;
+        Ok(Model { id: self.id.to_owned(), source, directory, config, weights })
+    }
+
+    /// One file of the usual name, or else those that the index names, or else all there are: what the shard reads.
     fn weights(&self) -> Result<WeightFiles, ModelError> {
+        let directory = self.weights.unwrap_or(self.directory);
         let mut weights = WeightFiles { count: 0, bytes: 0 };
-        let indexed = self.size_of(INDEX)?.is_some();
-        for name in if indexed { self.indexed_names()? } else { self.listed_names()? } {
+        let names = if self.size_in(directory, SINGLE_FILE)?.is_some() {
+            vec![SINGLE_FILE.to_owned()]
+        } else if self.size_of(INDEX)?.is_some() {
+            self.indexed_names()?
+        } else {
+            self.listed_names(directory)?
+        };
+        for name in names {
             let missing = || ModelError::MissingWeights { id: self.id.to_owned(), file: name.clone() };
-            weights.bytes += self.size_of(&name)?.ok_or_else(missing)?;
+            weights.bytes += self.size_in(directory, &name)?.ok_or_else(missing)?;
             weights.count += 1;
         }
-        if weights.count == 0 {
-            return Err(self.missing("weights: no *.safetensors file"));
+        match (weights.count, self.weights) {
+            (0, None) => Err(self.missing("weights: no *.safetensors file")),
+            (0, Some(directory)) => {
+                Err(ModelError::NothingInOverride { id: self.id.to_owned(), directory: directory.to_owned() })
+            }
+            _ => Ok(weights),
         }
-        Ok(weights)
     }
 
     /// The names in the index, each once. A name that leads out of the directory is an error.
@@ -187,11 +253,12 @@ impl Place<'_> {
         Ok(names)
     }
 
-    /// Without an index: the directory's own `*.safetensors` files.
-    fn listed_names(&self) -> Result<Vec<String>, ModelError> {
-        let failed = |error| self.unreadable("", error);
+    /// Without an index: all `*.safetensors` files of the directory.
+    fn listed_names(&self, directory: &Path) -> Result<Vec<String>, ModelError> {
+        let failed =
+            |source| ModelError::Unreadable { id: self.id.to_owned(), path: directory.to_owned(), source };
         let mut names = Vec::new();
-        for entry in fs::read_dir(self.directory).map_err(failed)? {
+        for entry in fs::read_dir(directory).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
             if let Some(name) = name.to_str().filter(|name| name.ends_with(".safetensors")) {
                 names.push(name.to_owned());
@@ -202,10 +269,15 @@ impl Place<'_> {
 
     /// The size of a file in bytes; none when there is no such file.
     fn size_of(&self, name: &str) -> Result<Option<u64>, ModelError> {
-        match fs::metadata(self.directory.join(name)) {
+        self.size_in(self.directory, name)
+    }
+
+    fn size_in(&self, directory: &Path, name: &str) -> Result<Option<u64>, ModelError> {
+        let path = directory.join(name);
+        match fs::metadata(&path) {
             Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.unreadable(name, error)),
+            Err(source) => Err(ModelError::Unreadable { id: self.id.to_owned(), path, source }),
         }
     }
 
@@ -249,7 +321,7 @@ mod tests {
     }
 
     fn open(files: &[(&str, &str)]) -> Result<Model, ModelError> {
-        Model::open(directory(files).path().to_str().unwrap())
+        Model::open(directory(files).path().to_str().unwrap(), None)
     }
 
     const CONFIG: (&str, &str) = ("config.json", r#"{"model_type": "llama"}"#);
@@ -296,20 +368,38 @@ mod tests {
     }
 
     #[test]
-    fn an_id_of_the_hub_is_answered_with_what_this_version_can_do() {
-        let error = Model::open("bigscience/bloom-560m").unwrap_err().to_string();
-        assert!(
-            error.contains("`bigscience/bloom-560m`") && error.contains("local directories only"),
-            "{error}"
-        );
-        assert!(matches!(Model::open(""), Err(ModelError::EmptyId)));
+    fn what_is_neither_a_directory_nor_an_id_is_named() {
+        let error = Model::open("/no/such/directory", None).unwrap_err().to_string();
+        assert!(error.contains("`/no/such/directory`") && error.contains("`organization/name`"), "{error}");
+        assert!(matches!(Model::open("", None), Err(ModelError::EmptyId)));
+    }
+
+    #[test]
+    fn weights_may_be_in_another_directory() {
+        let index = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
+        let model = directory(&[CONFIG, TOKENIZER, (INDEX, index)]);
+        let weights = directory(&[("1.safetensors", "12"), ("2.safetensors", "345"), ("3.safetensors", "6")]);
+        let open = |weights: &TempDir| Model::open(model.path().to_str().unwrap(), Some(weights.path()));
+        assert_eq!(open(&weights).unwrap().weights, WeightFiles { count: 2, bytes: 5 });
+
+        fs::remove_file(weights.path().join("2.safetensors")).unwrap();
+        assert!(open(&weights).unwrap_err().to_string().contains("`2.safetensors`"));
+        fs::remove_file(model.path().join(INDEX)).unwrap();
+        let error = open(&directory(&[])).unwrap_err().to_string();
+        assert!(error.contains("--weights-cache-override") && error.lines().count() == 1, "{error}");
+    }
+
+    #[test]
+    fn one_file_of_the_usual_name_is_all_the_weights() {
+        let files = [CONFIG, TOKENIZER, ("model.safetensors", "123"), ("consolidated.safetensors", "12")];
+        assert_eq!(open(&files).unwrap().weights, WeightFiles { count: 1, bytes: 3 });
     }
 
     #[test]
     fn a_file_is_no_model_directory() {
         let parent = directory(&[CONFIG]);
         let file = parent.path().join("config.json");
-        assert!(matches!(Model::open(file.to_str().unwrap()), Err(ModelError::NotADirectory(_))));
+        assert!(matches!(Model::open(file.to_str().unwrap(), None), Err(ModelError::NotADirectory(_))));
     }
 
     #[test]

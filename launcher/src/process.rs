@@ -94,6 +94,13 @@ pub enum Ending {
     Unknown(io::Error),
 }
 
+impl Ending {
+    /// Whether the child did what it was started for.
+    pub fn is_success(&self) -> bool {
+        matches!(self, Self::Status(status) if status.success())
+    }
+}
+
 impl From<io::Result<ExitStatus>> for Ending {
     fn from(result: io::Result<ExitStatus>) -> Self {
         result.map_or_else(Self::Unknown, Self::Status)

@@ -1,4 +1,4 @@
-//! Executes a plan: shards, then the router; watches over all of them; stops them in reverse order.
+//! Executes a plan: the download, then shards, then the router; watches over all of them; stops them in reverse order.
 
 use std::fs;
 use std::future::poll_fn;
@@ -21,6 +21,9 @@ const WAITING_LINE_EVERY: Duration = Duration::from_secs(10);
 /// say it, before it is killed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// A download has nothing to put in order, so it ends at once; this is the time for a machine that is very busy.
+const DOWNLOAD_END: Duration = Duration::from_secs(10);
+
 /// Starts what the plan says and returns when a signal has ended it, after everything has stopped.
 ///
 /// Errors when a child cannot be started or ends by itself; then, too, everything has stopped.
@@ -39,8 +42,11 @@ struct Stack<'a> {
 }
 
 impl Stack<'_> {
-    /// From the first shard's start until something ends.
+    /// From the first child's start until something ends.
     async fn serve(&mut self, signals: &mut StopSignals) -> Result<(), LaunchError> {
+        if !self.download(signals).await? {
+            return Ok(());
+        }
         self.start_shards()?;
         tokio::select! {
             biased;
@@ -71,6 +77,30 @@ impl Stack<'_> {
                 Err(LaunchError::WebserverFailed(ending))
             }
         }
+    }
+
+    /// Waits until the model's files are there; false when a signal has ended that. What has come by then stays in the
+    /// cache, and the next download goes on from it.
+    async fn download(&self, signals: &mut StopSignals) -> Result<bool, LaunchError> {
+        let Some(command) = &self.plan.download else { return Ok(true) };
+        let id = &self.plan.values.model.value;
+        info!("Starting check and download process for {id}");
+        let mut process = Process::spawn("download", command).map_err(LaunchError::DownloadCannotStart)?;
+        let ending = tokio::select! {
+            biased;
+            signal = signals.next() => {
+                info!("{signal}: stopping");
+                process.terminate();
+                process.end_by(deadline(DOWNLOAD_END)).await;
+                return Ok(false);
+            }
+            (_, ending) = first_end(std::slice::from_mut(&mut process)) => ending,
+        };
+        if !ending.is_success() {
+            return Err(LaunchError::DownloadFailed { id: id.clone(), ending });
+        }
+        info!("Successfully downloaded weights for {id}");
+        Ok(true)
     }
 
     fn start_shards(&mut self) -> Result<(), LaunchError> {

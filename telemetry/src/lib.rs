@@ -5,6 +5,8 @@
 
 use std::io::IsTerminal;
 
+pub mod progress;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -18,7 +20,7 @@ pub enum LogFormat {
 }
 
 /// The crates whose lines `warn`, `info` and `debug` mean; other crates speak only when a full filter names them.
-const OURS: [&str; 4] = ["text_generation_launcher", "launcher", "router", "shard"];
+const OURS: [&str; 6] = ["text_generation_launcher", "launcher", "router", "shard", "hub", "telemetry"];
 
 /// Starts logging to standard output. To be called once, by `main`.
 ///

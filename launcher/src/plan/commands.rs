@@ -4,9 +4,12 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
 
+use hub::config::TOKEN_VARIABLES;
+
 use super::values::{Values, socket_path};
 use super::{PlanInput, ShardPlan};
 use crate::args;
+use crate::model::ModelSource;
 use crate::secret::Secret;
 use crate::tether::CHILD_OF;
 
@@ -73,6 +76,13 @@ impl ChildCommand {
         self.word(path);
     }
 
+    /// An empty path, as container files like to set it, says nothing.
+    fn path_if(&mut self, flag: &str, path: Option<impl AsRef<OsStr>>) {
+        if let Some(path) = path.filter(|path| !path.as_ref().is_empty()) {
+            self.path(flag, path);
+        }
+    }
+
     fn option(&mut self, flag: &str, value: impl ToString) {
         self.path(flag, value.to_string());
     }
@@ -99,11 +109,36 @@ impl ChildCommand {
         }
     }
 
+    /// Takes away what only the download needs.
+    fn without_tokens(&mut self) {
+        self.removed.extend(TOKEN_VARIABLES.map(OsString::from));
+    }
+
     /// What both kinds of children hear of the attention.
     fn attention_variables(&mut self, values: &Values) {
         self.variable("ATTENTION", values.attention.value);
         self.variable("PREFIX_CACHING", if values.prefix_caching.value { "true" } else { "0" });
     }
+}
+
+/// What fetches a model of the Hub. None for what is on this machine anyway.
+pub(super) fn download(input: PlanInput<'_>) -> Option<ChildCommand> {
+    let ModelSource::Hub(origin) = &input.model.source else { return None };
+    if origin.is_cached {
+        return None;
+    }
+    let args = input.args;
+    let mut command = ChildCommand::new(input, "download-weights");
+    command.word(&input.model.id);
+    command.option("--revision", &origin.revision);
+    command.option("--commit", &origin.commit);
+    command.option("--logger-level", input.log_level);
+    command.switch_if("--json-output", args.json_output);
+    command.path_if("--huggingface-hub-cache", args.huggingface_hub_cache.as_ref());
+    command.path_if("--weights-cache-override", args.weights_cache_override.as_ref());
+    // Its level is on its command line.
+    command.removed.push("LOG_LEVEL".into());
+    Some(command)
 }
 
 pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> ShardPlan {
@@ -116,6 +151,9 @@ pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> Shard
     command.switch_if("--json-output", args.json_output);
     command.option_if("--max-input-tokens", values.limits.max_input_tokens.value.given());
     command.option("--threads", values.cpu_threads.value);
+    if input.model.source != ModelSource::Embedded {
+        command.path_if("--weights-cache-override", args.weights_cache_override.as_ref());
+    }
 
     command.variable("RANK", rank);
     command.variable("WORLD_SIZE", values.shard_count.value);
@@ -128,6 +166,7 @@ pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> Shard
     if args.enable_prefill_logprobs {
         command.variable("REQUEST_LOGPROBS", 1);
     }
+    command.without_tokens();
     // A shard's level is on its command line.
     command.removed.push("LOG_LEVEL".into());
     ShardPlan { rank, socket: socket_path(&values.socket_prefix.value, rank), command }
@@ -168,6 +207,7 @@ pub(super) fn router(input: PlanInput<'_>, values: &Values) -> ChildCommand {
     command.switch_if("--disable-grammar-support", args.disable_grammar_support);
     command.switch_if("--json-output", args.json_output);
 
+    command.without_tokens();
     command.attention_variables(values);
     command.variable("COMPUTE_TYPE", &values.compute_type.value);
     command.variable_if("LOG_LEVEL", input.variables.log_level.as_ref());

@@ -42,6 +42,8 @@ pub struct PlanInput<'a> {
 pub struct LaunchPlan {
     /// Every derived value with its reason.
     pub values: Values,
+    /// What fetches the model's files, which has to end before anything else starts; none when they are there.
+    pub download: Option<ChildCommand>,
     /// One shard per rank, in the order of ranks.
     pub shards: Vec<ShardPlan>,
     /// The router, which is started when all shards are ready.
@@ -71,6 +73,7 @@ impl LaunchPlan {
         checks::check(input.args)?;
         let values = Values::derive(input)?;
         Ok(Self {
+            download: commands::download(input),
             shards: (0..values.shard_count.value).map(|rank| commands::shard(input, &values, rank)).collect(),
             router: commands::router(input, &values),
             termination_timeout: Duration::from_secs(input.args.graceful_termination_timeout),

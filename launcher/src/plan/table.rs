@@ -72,8 +72,9 @@ impl LaunchPlan {
     }
 
     fn commands(&self) -> Vec<(String, &ChildCommand)> {
+        let download = self.download.iter().map(|command| ("download".to_owned(), command));
         let shards = self.shards.iter().map(|shard| (format!("shard-{}", shard.rank), &shard.command));
-        shards.chain([("router".to_owned(), &self.router)]).collect()
+        download.chain(shards).chain([("router".to_owned(), &self.router)]).collect()
     }
 }
 

@@ -1,17 +1,18 @@
 //! Flags whose subject does not exist in this version: refused when leaving it out would change answers or security,
 //! otherwise accepted with a warning.
 
+use std::ffi::OsStr;
+
 use super::checks::PlanError;
 use super::values::Values;
 use super::{PlanInput, TokenLimit};
 use crate::args::Args;
+use crate::model::ModelSource;
 
 /// Errors when a flag asks for something that changes answers or security and is not there.
 pub(super) fn refuse(args: &Args) -> Result<(), PlanError> {
     let number = |value: Option<usize>| value.map(|value| value.to_string());
-    let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.display().to_string());
     let asked = [
-        ("--revision", args.revision.clone(), "models of the Hub"),
         ("--quantize", args.quantize.clone(), "quantized weights"),
         ("--dtype", args.dtype.clone(), "weights in another element type than the stored one"),
         ("--kv-cache-dtype", args.kv_cache_dtype.clone(), "8-bit key/value caches"),
@@ -21,11 +22,6 @@ pub(super) fn refuse(args: &Args) -> Result<(), PlanError> {
             "--rope-factor",
             args.rope_factor.map(|factor| factor.to_string()),
             "another rotary scaling than the model's own",
-        ),
-        (
-            "--weights-cache-override",
-            path(&args.weights_cache_override),
-            "weights outside the model's directory",
         ),
         ("--sharded", args.sharded.filter(|on| *on).map(|on| on.to_string()), "a model over several devices"),
         ("--num-shard", number(args.num_shard.filter(|count| *count > 1)), "a model over several devices"),
@@ -74,11 +70,23 @@ pub(super) fn warnings(input: PlanInput<'_>, values: &Values) -> Vec<String> {
 
 fn without_effect(input: PlanInput<'_>) -> Vec<String> {
     let args = input.args;
+    let source = &input.model.source;
+    let local = !matches!(source, ModelSource::Hub(_));
     let cpu_only = "this version computes on the CPU";
     let flags = [
         ("--trust-remote-code", args.trust_remote_code, "no code from a model's repository is ever run"),
         ("--speculate", args.speculate.is_some_and(|count| count > 0), "this version does not speculate"),
-        ("--huggingface-hub-cache", args.huggingface_hub_cache.is_some(), "nothing is loaded from the Hub"),
+        ("--revision", local && given(args.revision.as_ref()), "the model is not of the Hub"),
+        (
+            "--huggingface-hub-cache",
+            local && given(args.huggingface_hub_cache.as_ref()),
+            "the model is not of the Hub",
+        ),
+        (
+            "--weights-cache-override",
+            source == &ModelSource::Embedded && given(args.weights_cache_override.as_ref()),
+            "the demo model has its own weights",
+        ),
         ("--cuda-graphs", args.cuda_graphs.is_some(), cpu_only),
         ("--disable-custom-kernels", args.disable_custom_kernels, "there are no such kernels"),
         (
@@ -118,6 +126,11 @@ fn without_effect(input: PlanInput<'_>) -> Vec<String> {
     warnings
 }
 
+/// An empty variable asks for nothing.
+fn given(value: Option<impl AsRef<OsStr>>) -> bool {
+    value.is_some_and(|value| !value.as_ref().is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Case, plan, refusal};
@@ -125,14 +138,12 @@ mod tests {
     #[test]
     fn what_would_change_answers_or_security_is_refused_by_name() {
         let flags = [
-            "--revision main",
             "--quantize gptq",
             "--dtype float16",
             "--kv-cache-dtype fp8_e5m2",
             "--lora-adapters a",
             "--rope-scaling linear",
             "--rope-factor 2",
-            "--weights-cache-override /w",
             "--sharded true",
             "--num-shard 2",
         ];
@@ -154,7 +165,9 @@ mod tests {
         let words = [
             "--trust-remote-code",
             "--speculate=2",
+            "--revision=main",
             "--huggingface-hub-cache=/data",
+            "--weights-cache-override=/w",
             "--cuda-graphs=0",
             "--disable-custom-kernels",
             "--enable-prefill-logprobs",

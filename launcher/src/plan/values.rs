@@ -138,17 +138,23 @@ impl Values {
 }
 
 fn model_id(input: PlanInput<'_>) -> Derived<String> {
-    let reason = match input.model.source {
+    let reason = match &input.model.source {
         ModelSource::Embedded => "no --model-id: the demo model that is part of this program",
-        ModelSource::Directory => "--model-id",
+        ModelSource::Directory | ModelSource::Hub(_) => "--model-id",
     };
     Derived::new(input.model.id.clone(), reason)
 }
 
 fn model_directory(input: PlanInput<'_>) -> Derived<PathBuf> {
-    let reason = match input.model.source {
-        ModelSource::Embedded => "the demo model is written there at the start",
-        ModelSource::Directory => "--model-id is a local directory",
+    let reason = match &input.model.source {
+        ModelSource::Embedded => "the demo model is written there at the start".to_owned(),
+        ModelSource::Directory => "--model-id is a local directory".to_owned(),
+        ModelSource::Hub(origin) if origin.is_cached => {
+            format!("revision {}, as the cache of the Hub has it", origin.revision)
+        }
+        ModelSource::Hub(origin) => {
+            format!("revision {} of the Hub is commit {}", origin.revision, origin.commit)
+        }
     };
     Derived::new(input.model.directory.clone(), reason)
 }

@@ -1,0 +1,103 @@
+//! Finds the model that was asked for: part of this program, in a directory, or on the Hub.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use hub::{Hub, HubConfig, Source};
+use tokio::sync::oneshot;
+
+use crate::args::Args;
+use crate::demo;
+use crate::error::LaunchError;
+use crate::model::{HubOrigin, Model, ModelError, ModelSource};
+
+/// What to look for. On the Hub, that fetches `config.json` and nothing else.
+#[derive(Clone, Debug)]
+pub struct Search {
+    id: Option<String>,
+    revision: Option<String>,
+    hub_cache: Option<PathBuf>,
+    weights_directory: Option<PathBuf>,
+    demo_directory: PathBuf,
+}
+
+impl Search {
+    /// What these arguments ask for. The demo model would be written into the run directory.
+    pub fn new(args: &Args, run_dir: &Path) -> Self {
+        let path = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        Self {
+            id: args.model_id.clone(),
+            revision: args.revision.clone(),
+            hub_cache: path(&args.huggingface_hub_cache),
+            weights_directory: path(&args.weights_cache_override),
+            demo_directory: run_dir.join(demo::ID),
+        }
+    }
+
+    /// Finds the model. May take as long as the Hub takes to answer.
+    ///
+    /// Errors when there is none, when it may not be read, or when the environment says something about the Hub that
+    /// makes no sense.
+    pub fn run(self) -> Result<Model, LaunchError> {
+        match &self.id {
+            None => Ok(Model::demo(self.demo_directory)),
+            Some(id) if is_on_the_hub(id) => self.on_the_hub(id),
+            Some(id) => Ok(Model::open(id, self.weights_directory.as_deref())?),
+        }
+    }
+
+    /// Finds the model on a thread of its own, so that a signal can end the waiting. The thread ends with the process.
+    pub async fn run_in_background(self) -> Result<Model, LaunchError> {
+        let (sender, receiver) = oneshot::channel();
+        // Nobody listens any more when a signal came first.
+        thread::spawn(move || drop(sender.send(self.run())));
+        receiver.await.expect("the search sends its result, or the process has panicked")
+    }
+
+    fn on_the_hub(&self, id: &str) -> Result<Model, LaunchError> {
+        let config = HubConfig::from_env(self.hub_cache.as_deref());
+        let config = config.map_err(|error| LaunchError::Variable(error.to_string()))?;
+        let source = Source::new(id, self.revision.as_deref())?;
+        let hub = Hub::new(config)?;
+        let survey = hub.survey_model(&source)?;
+        for file in ["config.json", "tokenizer.json"] {
+            if !survey.has(file) {
+                return Err(ModelError::MissingFile { id: id.to_owned(), file: file.to_owned() }.into());
+            }
+        }
+        hub.file(&survey, "config.json")?;
+        let origin = HubOrigin {
+            revision: source.revision().to_owned(),
+            commit: survey.commit().to_owned(),
+            is_cached: survey.is_cached(),
+        };
+        let listed: Vec<u64> = survey.likely_weights().iter().map(|entry| entry.size.unwrap_or(0)).collect();
+        let weights = self.weights_directory.as_deref();
+        Ok(Model::at(id, survey.directory(), ModelSource::Hub(origin), weights, &listed)?)
+    }
+}
+
+/// A path that exists is one, whatever the Hub may have of that name.
+fn is_on_the_hub(id: &str) -> bool {
+    !Path::new(id).exists() && Source::is_id(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_exists_here_is_a_directory_and_what_looks_like_an_id_is_on_the_hub() {
+        assert!(is_on_the_hub("no-such-organization/model") && is_on_the_hub("gpt2"));
+        for id in ["src", "/no/such/directory", "./model", "a/b/c", ""] {
+            assert!(!is_on_the_hub(id), "{id}");
+        }
+    }
+
+    #[test]
+    fn without_an_id_the_demo_model_is_found() {
+        let args = Args::parse_without_environment(&[]).unwrap();
+        let model = Search::new(&args, Path::new("/run/tgi")).run().unwrap();
+        assert_eq!((model.id.as_str(), model.directory.as_path()), ("demo", Path::new("/run/tgi/demo")));
+    }
+}
