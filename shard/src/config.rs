@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use telemetry::LogFormat;
 
 use crate::engine::warmup::MemoryShare;
+use crate::model::{LoadOptions, RopeOverride, WeightOrigin};
 use crate::sampling::penalties::Watermark;
 
 /// One shard of a model: batches in, tokens out, over gRPC on a unix socket.
@@ -65,7 +66,7 @@ pub struct ServeArgs {
     /// Not in this version, except 0
     #[arg(long)]
     pub speculate: Option<u32>,
-    /// float16 or bfloat16; weights are served as they are stored
+    /// float16, bfloat16 or float32; as the weights are stored, if absent
     #[arg(long)]
     pub dtype: Option<String>,
     /// Not in this version
@@ -101,6 +102,18 @@ pub struct ServeArgs {
     /// Added to the logits of green tokens
     #[arg(long, env = "WATERMARK_DELTA", default_value_t = 2.0, hide = true)]
     pub watermark_delta: f32,
+    /// Directory of the weight files, if it is another than the model's
+    #[arg(long, env = "WEIGHTS_CACHE_OVERRIDE")]
+    pub weights_cache_override: Option<PathBuf>,
+    /// auto, or dummy: random weights in the shapes that config.json describes, to measure without a checkpoint
+    #[arg(long, default_value = "auto")]
+    pub load_format: String,
+    /// Another rotary scaling than the model's own: linear or dynamic
+    #[arg(long, env = "ROPE_SCALING", hide = true)]
+    pub rope_scaling: Option<String>,
+    /// Its factor; alone it means linear
+    #[arg(long, env = "ROPE_FACTOR", hide = true)]
+    pub rope_factor: Option<f64>,
     /// LoRA adapters: `name=/directory`, separated by commas
     #[arg(long, env = "LORA_ADAPTERS", default_value = "", hide = true)]
     pub lora_adapters: String,
@@ -122,8 +135,10 @@ pub struct Config {
     pub memory: MemoryShare,
     /// What requests that ask for a watermark get.
     pub watermark: Watermark,
-    /// A number type that was asked for.
-    pub dtype: Option<kernels::DType>,
+    /// How weights are loaded.
+    pub load: LoadOptions,
+    /// Another rotary scaling than the model's own.
+    pub rope: Option<RopeOverride>,
     /// Adapters to load at the start.
     pub adapters: Vec<AdapterSource>,
     /// Whether traces were asked for, which are not exported.
@@ -197,6 +212,7 @@ impl TryFrom<ServeArgs> for Config {
         if !args.model_id.is_dir() {
             return Err(ConfigError::NoModel(args.model_id));
         }
+        let (load, rope) = (load_options(&args)?, rope_override(&args)?);
         let mut socket = args.uds_path.into_os_string();
         socket.push(format!("-{}", args.rank));
         Ok(Self {
@@ -207,7 +223,8 @@ impl TryFrom<ServeArgs> for Config {
                 .unwrap_or_else(|| thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
             memory: MemoryShare(fraction * wiggle_room),
             watermark: Watermark { gamma: args.watermark_gamma, delta },
-            dtype: args.dtype.as_deref().map(dtype).transpose()?,
+            load,
+            rope,
             adapters: adapters(&args.lora_adapters)?,
             traces_wanted: args.otlp_endpoint.is_some(),
             logs: Logs {
@@ -217,6 +234,42 @@ impl TryFrom<ServeArgs> for Config {
             },
         })
     }
+}
+
+/// How weights are loaded.
+fn load_options(args: &ServeArgs) -> Result<LoadOptions, ConfigError> {
+    let elsewhere = args.weights_cache_override.clone().filter(|path| !path.as_os_str().is_empty());
+    let weights = match (args.load_format.as_str(), elsewhere) {
+        ("auto", None) => WeightOrigin::Directory,
+        ("auto", Some(directory)) => WeightOrigin::Other(directory),
+        ("dummy", _) => WeightOrigin::Random(DUMMY_SEED),
+        (other, _) => {
+            return Err(ConfigError::Unsupported(format!("--load-format {other} (served: auto, dummy)")));
+        }
+    };
+    Ok(LoadOptions { dtype: args.dtype.as_deref().map(dtype).transpose()?, weights })
+}
+
+/// The seed of made-up weights: the same ones at every start.
+const DUMMY_SEED: u64 = 0;
+
+/// A factor alone means `linear`, a kind alone a factor of 1.
+fn rope_override(args: &ServeArgs) -> Result<Option<RopeOverride>, ConfigError> {
+    let name = args.rope_scaling.as_deref().filter(|name| !name.is_empty());
+    let kind = match name {
+        None if args.rope_factor.is_none() => return Ok(None),
+        None | Some("linear") => "linear",
+        Some("dynamic") => "dynamic",
+        Some(other) => {
+            let reason = format!("--rope-scaling {other} (served: linear, dynamic)");
+            return Err(ConfigError::Unsupported(reason));
+        }
+    };
+    let factor = args.rope_factor.unwrap_or(1.0);
+    if factor.is_nan() || factor < 1.0 {
+        return Err(ConfigError::Range { name: "ROPE_FACTOR", value: factor, expected: "at least 1" });
+    }
+    Ok(Some(RopeOverride { kind, factor }))
 }
 
 /// The adapters of a list; an empty one has none.
@@ -279,7 +332,7 @@ mod tests {
                      --otlp-service-name x --max-input-tokens 100 --speculate 0 --no-sharded";
         let config = config(&flags.split_whitespace().collect::<Vec<_>>()).unwrap();
         assert_eq!(config.logs.format, LogFormat::Json);
-        assert_eq!(config.dtype, Some(kernels::DType::BF16));
+        assert_eq!(config.load.dtype, Some(kernels::DType::BF16));
     }
 
     #[test]

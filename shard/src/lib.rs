@@ -44,15 +44,18 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::Parser;
+use telemetry::progress::ProgressStyle;
 use tokio::signal::unix::{SignalKind, signal};
 
 use adapters::AdapterLayout;
+use backend::Device;
 use config::{AdapterSource, Cli, Command, Config};
 use collective::Ranks;
 use engine::Engine;
 use engine::adapters::AdapterId;
 use layers::Adapter;
-use model::LoadOptions;
+use model::{Blueprint, Model};
+use weights::Progress;
 use server::{Identity, Socket};
 use text::tokenizer::Tokenizer;
 
@@ -89,8 +92,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
     }
     let device = backend::Device::cpu(config.threads)?;
     let tokenizer = Tokenizer::load(&config.model)?;
-    let options = LoadOptions { dtype: config.dtype, ..LoadOptions::default() };
-    let model = model::load(&config.model, &options, device.clone(), Ranks::Alone)?;
+    let model = load_model(&config, device.clone())?;
     let dtype = model.shape().dtype;
     let layout = model.adapters();
     let adapters = load_adapters(&layout, &config.adapters)?;
@@ -116,6 +118,25 @@ fn serve(config: Config) -> anyhow::Result<()> {
     // A step that is still running must not hold the process back.
     runtime.shutdown_background();
     served
+}
+
+/// Loads the model, and shows how far that is.
+fn load_model(config: &Config, device: Device) -> anyhow::Result<Box<dyn Model>> {
+    let blueprint = Blueprint::read(&config.model, 1, config.rope)?;
+    let ranks = Ranks::Alone;
+    let style = ProgressStyle::fitting(config.logs.format);
+    let mut shown: Option<(telemetry::progress::Progress, u64)> = None;
+    let report = |Progress { done, total }: Progress| {
+        let (progress, before) =
+            shown.get_or_insert_with(|| (telemetry::progress::Progress::new(style, "weights", Some(total), 0), 0));
+        progress.add(done - *before);
+        *before = done;
+    };
+    let model = blueprint.load(&config.load, device, ranks, report)?;
+    if let Some((progress, _)) = shown {
+        progress.finish();
+    }
+    Ok(model)
 }
 
 /// The adapters that are there from the start.

@@ -121,6 +121,37 @@ impl ConfigFile {
         Fields { file: &self.path, prefix: self.prefix.clone(), object: &self.object }
     }
 
+    /// Scales rotary frequencies in another way than the file says, for all kinds of layers.
+    pub fn set_rope_scaling(&mut self, kind: &str, factor: f64) {
+        let scale = |parameters: &mut Map<String, Value>| {
+            parameters.remove("type");
+            parameters.insert("rope_type".to_owned(), kind.into());
+            parameters.insert("factor".to_owned(), factor.into());
+        };
+        let mut parameters = match self.object.remove("rope_parameters") {
+            Some(Value::Object(parameters)) => parameters,
+            _ => Map::new(),
+        };
+        if let Some(Value::Object(text)) = self.object.get_mut("text_config") {
+            // A model that also sees: its text model is what is scaled.
+            let mut inner = Self { path: self.path.clone(), prefix: String::new(), object: std::mem::take(text) };
+            inner.set_rope_scaling(kind, factor);
+            *text = inner.object;
+        } else if parameters.values().any(Value::is_object) {
+            parameters.values_mut().filter_map(Value::as_object_mut).for_each(scale);
+            self.object.insert("rope_parameters".to_owned(), parameters.into());
+        } else {
+            scale(&mut parameters);
+            if let Some(theta) = parameters.remove("rope_theta") {
+                self.object.insert("rope_theta".to_owned(), theta);
+            }
+            if let Some(share) = parameters.remove("partial_rotary_factor") {
+                self.object.insert("partial_rotary_factor".to_owned(), share);
+            }
+            self.object.insert("rope_scaling".to_owned(), parameters.into());
+        }
+    }
+
     /// The object in one of the fields, as if it were a file of its own.
     ///
     /// Errors when the field is missing or something else.
@@ -333,6 +364,22 @@ mod tests {
         check(inner.indices("f"), "`a.f` is [1,-2], expected a list of whole numbers");
         check(inner.texts("f"), "`a.f` is [1,-2], expected a list of strings");
         check(inner.positive_numbers("f"), "`a.f` is [1,-2], expected a list of numbers above 0");
+    }
+
+    #[test]
+    fn another_rotary_scaling_replaces_the_files_own_in_both_forms() {
+        let scaled = |contents: &str| {
+            let mut file = read(contents.as_bytes()).unwrap();
+            file.set_rope_scaling("linear", 2.0);
+            Value::Object(file.object).to_string()
+        };
+        let expected = r#"{"rope_scaling":{"rope_type":"linear","factor":2.0}}"#;
+        assert_eq!(scaled("{}"), expected);
+        assert_eq!(scaled(r#"{"rope_scaling": {"type": "yarn", "factor": 8}}"#), expected);
+        assert_eq!(
+            scaled(r#"{"rope_parameters": {"rope_type": "default", "rope_theta": 5}}"#),
+            r#"{"rope_theta":5,"rope_scaling":{"rope_type":"linear","factor":2.0}}"#
+        );
     }
 
     #[test]

@@ -52,7 +52,7 @@ use crate::backend::{Device, Tensor};
 use crate::cache::{KvShape, PagedKv};
 use crate::collective::Ranks;
 use crate::layers::{AdapterRows, LayerError};
-use crate::weights::{Checkpoint, Loader, RandomWeights, WeightError, WeightSource};
+use crate::weights::{Checkpoint, Loader, Progress, RandomWeights, WeightError, WeightSource, prefetch};
 
 pub use config_file::{ConfigError, ConfigFile, Fields};
 pub use decoder::Decoder;
@@ -183,12 +183,21 @@ const FAMILIES: &[(&str, Family)] = &[
 ];
 
 /// How a model is loaded.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadOptions {
     /// Element type of matrices; as they are stored, if absent.
     pub dtype: Option<DType>,
     /// Where the weights come from.
     pub weights: WeightOrigin,
+}
+
+/// Another rotary scaling than the model's own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeOverride {
+    /// `linear` or `dynamic`.
+    pub kind: &'static str,
+    /// By how much; at least 1.
+    pub factor: f64,
 }
 
 /// Where a model's weights come from.
@@ -219,14 +228,18 @@ impl Blueprint {
     ///
     /// Errors when the family is not served, when a field is missing or wrong, and when the model cannot be split over so
     /// many ranks.
-    pub fn read(directory: &Path, world: usize) -> Result<Self, LoadError> {
-        let file = ConfigFile::read(directory)?;
+    pub fn read(directory: &Path, world: usize, rope: Option<RopeOverride>) -> Result<Self, LoadError> {
+        let mut file = ConfigFile::read(directory)?;
+        if let Some(RopeOverride { kind, factor }) = rope {
+            file.set_rope_scaling(kind, factor);
+        }
         let spec = DecoderSpec::of(&file)?;
         split::check(&spec, world)?;
         Ok(Self { directory: directory.to_owned(), spec, dtype: dtype(&file.fields())? })
     }
 
-    /// Loads this rank's part of the weights. They stay in the mapped files where they lie there as they are needed.
+    /// Loads this rank's part of the weights. They stay in the mapped files where they lie there as they are needed, and are
+    /// in memory when this returns; `report` is told how far that has come.
     ///
     /// Errors when a tensor is missing or wrong.
     pub fn load(
@@ -234,6 +247,7 @@ impl Blueprint {
         options: &LoadOptions,
         device: Device,
         ranks: Ranks,
+        report: impl FnMut(Progress),
     ) -> Result<Box<dyn Model>, LoadError> {
         let source = match &options.weights {
             WeightOrigin::Directory => WeightSource::Files(Checkpoint::open(&self.directory)?),
@@ -244,7 +258,10 @@ impl Blueprint {
             }
         };
         let loader = Loader::new(source, ranks.partition(), options.dtype);
-        Ok(Box::new(Decoder::load(&self.spec, &loader, device, ranks)?))
+        let decoder = Decoder::load(&self.spec, &loader, device, ranks)?;
+        let ranges = loader.mapped().into_iter().map(|mapped| (mapped.file, mapped.range));
+        prefetch(&ranges.collect::<Vec<_>>(), report)?;
+        Ok(Box::new(decoder))
     }
 }
 
@@ -255,7 +272,7 @@ pub fn load(
     device: Device,
     ranks: Ranks,
 ) -> Result<Box<dyn Model>, LoadError> {
-    Blueprint::read(directory, ranks.partition().world)?.load(options, device, ranks)
+    Blueprint::read(directory, ranks.partition().world, None)?.load(options, device, ranks, |_| ())
 }
 
 impl DecoderSpec {

@@ -140,7 +140,7 @@ fn every_family_answers_alike_on_several_ranks() {
     for directory in directories() {
         for world in [2, 4] {
             if !heads(&directory).is_multiple_of(world) {
-                let refused = match Blueprint::read(&directory, world) {
+                let refused = match Blueprint::read(&directory, world, None) {
                     Ok(_) => panic!("{} has no heads for {world} ranks", directory.display()),
                     Err(error) => error.to_string(),
                 };
