@@ -64,8 +64,8 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
 }
 
-/// Without the sink's part. The largest score is taken off first, so that no exponential overflows.
-fn softmax(scores: &[f64], sink: Option<f64>) -> Vec<f64> {
+/// Without the part of the sink, if there is one. The largest score is taken off first, so that no exponential overflows.
+pub(super) fn softmax(scores: &[f64], sink: Option<f64>) -> Vec<f64> {
     let largest = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
     let exponential = |score: &f64| (score - largest).exp();
     let sum: f64 = scores.iter().chain(&sink).map(exponential).sum();

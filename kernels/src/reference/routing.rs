@@ -1,4 +1,5 @@
 use super::activation::sigmoid;
+use super::attention::softmax;
 use crate::{GroupScore, Normalize, Routing, Score};
 
 /// The chosen experts of each token, `[T, k]`, best first, and their weights; `logits`: `[T, experts]`.
@@ -11,7 +12,7 @@ pub fn route(logits: &[f32], routing: &Routing<'_>) -> (Vec<u32>, Vec<f64>) {
     for logits in logits.chunks_exact(routing.experts) {
         let logits: Vec<f64> = logits.iter().copied().map(f64::from).collect();
         let scores = match routing.score {
-            Score::Softmax => softmax(&logits),
+            Score::Softmax => softmax(&logits, None),
             Score::Sigmoid => logits.iter().copied().map(sigmoid).collect(),
             Score::SoftmaxOfChosen | Score::SparseMixer { .. } => logits.clone(),
         };
@@ -19,7 +20,8 @@ pub fn route(logits: &[f32], routing: &Routing<'_>) -> (Vec<u32>, Vec<f64>) {
         let of_token = match routing.score {
             Score::Softmax | Score::Sigmoid => chosen.iter().map(|&expert| scores[expert]).collect(),
             Score::SoftmaxOfChosen => {
-                softmax(&chosen.iter().map(|&expert| logits[expert]).collect::<Vec<_>>())
+                let of_chosen: Vec<f64> = chosen.iter().map(|&expert| logits[expert]).collect();
+                softmax(&of_chosen, None)
             }
             Score::SparseMixer { jitter } => mix(&logits, &chosen, f64::from(jitter)),
         };
@@ -89,12 +91,4 @@ fn normalize(mut weights: Vec<f64>, routing: &Routing<'_>) -> Vec<f64> {
         *weight = *weight / divisor * f64::from(routing.scale);
     }
     weights
-}
-
-/// The largest logit is taken off first, so that no exponential overflows.
-fn softmax(logits: &[f64]) -> Vec<f64> {
-    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let exponentials: Vec<f64> = logits.iter().map(|logit| (logit - largest).exp()).collect();
-    let sum: f64 = exponentials.iter().sum();
-    exponentials.into_iter().map(|exponential| exponential / sum).collect()
 }
