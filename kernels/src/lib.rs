@@ -13,6 +13,8 @@
 //! mapped checkpoint, never copied or converted ahead; everything else is f32 in the caller's buffers. A step of a model
 //! runs inside [`cpu::Cpu::install`], so that its operations need not be handed to the threads one by one.
 //!
+//! When a model is split over several processes, they exchange numbers through [`collective`].
+//!
 //! Invariants:
 //!
 //! - The reference is plain loops in f64, written to be read. It is what the other versions are compared with
@@ -20,14 +22,15 @@
 //! - An output element is summed in one fixed order, whatever the number of rows, threads or neighbours: a request's
 //!   tokens depend on the request alone (`tests/determinism.rs`, bit for bit). Only the instruction set changes it.
 //! - Every operation checks its shapes before it touches memory, and answers a mismatch with [`OpError`].
-//! - `unsafe` is in three places: vector instructions (`cpu/simd/`), loads at offsets that a loop bounds, and the
-//!   rectangles of a matrix that threads write at the same time (`cpu/tile.rs`).
+//! - `unsafe` is in four places: vector instructions (`cpu/simd/`), loads at offsets that a loop bounds, the rectangles
+//!   of a matrix that threads write at the same time (`cpu/tile.rs`), and memory that processes share (`collective/`).
 //!
 //! What is absent: models, layers, requests. Nothing here knows what it computes for.
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are little-endian and used where they lie");
 
+pub mod collective;
 pub mod cpu;
 pub mod reference;
 
