@@ -11,6 +11,7 @@ use crate::model::Model;
 mod checks;
 mod commands;
 mod limits;
+mod shards;
 mod table;
 mod unserved;
 mod values;
@@ -44,6 +45,8 @@ pub struct LaunchPlan {
     pub values: Values,
     /// One shard per rank, in the order of ranks.
     pub shards: Vec<ShardPlan>,
+    /// The file at which several shards meet. They take it away themselves, unless they are killed before.
+    pub group: PathBuf,
     /// The router, which is started when all shards are ready.
     pub router: ChildCommand,
     /// How long a child may take to end after SIGTERM.
@@ -72,6 +75,7 @@ impl LaunchPlan {
         let values = Values::derive(input)?;
         Ok(Self {
             shards: (0..values.shard_count.value).map(|rank| commands::shard(input, &values, rank)).collect(),
+            group: shards::group_path(&values.socket_prefix.value),
             router: commands::router(input, &values),
             termination_timeout: Duration::from_secs(input.args.graceful_termination_timeout),
             warnings: unserved::warnings(input, &values),
@@ -100,6 +104,7 @@ pub(crate) mod testing {
                 machine: Machine {
                     cores: 6,
                     memory_bytes: Some(8 << 30),
+                    devices: None,
                     executable: PathBuf::from("/bin/launcher"),
                     pid: 4711,
                     temporary: PathBuf::from("/tmp"),

@@ -14,6 +14,7 @@ use super::{Identity, Socket, serve};
 use crate::backend::Device;
 use crate::engine::Engine;
 use crate::engine::commands::Parts;
+use crate::engine::ranks::Ranks;
 use crate::engine::warmup::MemoryShare;
 use crate::sampling::penalties::Watermark;
 use crate::text::tokenizer::Tokenizer;
@@ -40,12 +41,13 @@ impl Shard {
         let model = model::load(&checkpoint(), device.clone()).unwrap();
         let identity = Identity {
             dtype: model.shape().dtype,
-            socket: socket.clone(),
+            sockets: vec![socket.clone(), dir.path().join("shard-1")],
             watermark: Watermark { gamma: 0.5, delta: 2.0 },
         };
         let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
         let memory = MemoryShare(1e-3);
-        let engine = Engine::start(Parts { model, device, tokenizer, memory }).unwrap();
+        let engine =
+            Engine::start(Parts { model, device, tokenizer, memory, ranks: Ranks::alone() }).unwrap();
         let bound = Socket::bind(&socket).unwrap();
         tokio::spawn(serve(engine, identity, bound, pending()));
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
@@ -274,9 +276,10 @@ async fn the_socket_goes_when_the_server_stops() {
     let device = Device::cpu(NonZeroUsize::MIN).unwrap();
     let model = model::load(&checkpoint(), device.clone()).unwrap();
     let watermark = Watermark { gamma: 0.5, delta: 2.0 };
-    let identity = Identity { dtype: model.shape().dtype, socket: path.clone(), watermark };
+    let identity = Identity { dtype: model.shape().dtype, sockets: vec![path.clone()], watermark };
     let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
-    let engine = Engine::start(Parts { model, device, tokenizer, memory: MemoryShare(1e-3) }).unwrap();
+    let parts = Parts { model, device, tokenizer, memory: MemoryShare(1e-3), ranks: Ranks::alone() };
+    let engine = Engine::start(parts).unwrap();
     let socket = Socket::bind(&path).unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tokio::spawn(serve(engine, identity, socket, async { stopped.await.unwrap() }));

@@ -3,6 +3,7 @@
 
 mod batches;
 mod failures;
+mod ranks;
 mod requests;
 
 use std::num::NonZeroUsize;
@@ -14,6 +15,7 @@ use super::Engine;
 use super::answer::{Generation, StepReport};
 use super::commands::{BLOCK_SIZE, Parts};
 use super::error::EngineError;
+use super::ranks::Ranks;
 use super::request::{NewBatch, NewRequest, Placement, Prompt, Stopping};
 use super::slots::SlotTable;
 use super::warmup::{MemoryShare, Warmup};
@@ -147,6 +149,7 @@ pub(super) fn parts() -> Parts {
         device: device(),
         tokenizer: byte_tokenizer(),
         memory: MemoryShare(1e-4),
+        ranks: Ranks::alone(),
     }
 }
 
