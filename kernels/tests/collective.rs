@@ -213,6 +213,27 @@ fn different_calls_are_told_to_both_sides() {
 }
 
 #[test]
+fn the_least_number_is_found_whatever_its_bits() {
+    threads(3, |group| {
+        let offers = [u64::MAX, 0x7f80_0001_7fc0_0001, 0x7f80_0001_ffff_ffff];
+        assert_eq!(group.least(offers[group.rank()]).expect("a number"), offers[1]);
+        assert_eq!(group.least(7 - group.rank() as u64).expect("a number"), 5);
+    });
+}
+
+#[test]
+fn the_same_call_for_different_work_is_told_to_both_sides() {
+    threads(2, |group| {
+        group.set_work(5);
+        group.all_reduce(&mut [1.0; 3]).expect("the same work");
+        group.set_work(6 + group.rank() as u64);
+        let error = group.all_reduce(&mut [1.0; 3]).expect_err("different work");
+        let GroupError::Mismatch { ours, theirs, .. } = &error else { panic!("{error}") };
+        assert_eq!(ours.work + theirs.work, 13);
+    });
+}
+
+#[test]
 fn sums_of_different_lengths_are_told_to_both_sides() {
     threads(2, |group| {
         let mut data = vec![1.0; if group.rank() == 0 { 70_000 } else { 69_999 }];

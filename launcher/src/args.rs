@@ -71,13 +71,13 @@ pub struct Args {
     #[arg(long, env, help_heading = MODEL)]
     pub weights_cache_override: Option<PathBuf>,
 
-    /// Whether to split the model over several devices.
+    /// Whether to split the model over several shards: all devices that CUDA_VISIBLE_DEVICES names, unless --num-shard is set.
     #[arg(long, env, help_heading = DEVICES)]
     pub sharded: Option<bool>,
-    /// Number of shards.
+    /// Number of shards that the model is split over [default: 1 on the CPU].
     #[arg(long, env, help_heading = DEVICES)]
     pub num_shard: Option<usize>,
-    /// Threads that compute on the CPU [default: one per core this process may use].
+    /// Threads that compute on the CPU, divided between the shards [default: one per core this process may use].
     #[arg(long, env, help_heading = DEVICES)]
     pub cpu_threads: Option<usize>,
     /// Share of each device's memory that may be used, more than 0 and at most 1 [default: 1].

@@ -16,6 +16,8 @@ pub struct Machine {
     pub cores: usize,
     /// Memory this process may use, in bytes, container limits counted; none when the system does not tell.
     pub memory_bytes: Option<u64>,
+    /// Accelerators that the environment names; none when it says nothing of them.
+    pub devices: Option<VisibleDevices>,
     /// This program, which starts itself again for each child.
     pub executable: PathBuf,
     /// This process.
@@ -32,11 +34,43 @@ impl Machine {
         Ok(Self {
             cores: thread::available_parallelism().map_or(1, NonZeroUsize::get),
             memory_bytes: memory_bytes(),
+            devices: VisibleDevices::look(),
             executable: env::current_exe()?,
             pid: std::process::id(),
             temporary: env::temp_dir(),
         })
     }
+}
+
+/// Accelerators that a variable of the environment leaves visible.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VisibleDevices {
+    /// How many.
+    pub count: usize,
+    /// Which variable says so.
+    pub variable: &'static str,
+}
+
+impl VisibleDevices {
+    /// What the first variable that is set says, be it that there are none.
+    fn look() -> Option<Self> {
+        let set = |variable| Some((variable, env::var_os(variable)?));
+        let (variable, text) =
+            ["CUDA_VISIBLE_DEVICES", NVIDIA, "ZE_AFFINITY_MASK"].into_iter().find_map(set)?;
+        let count = match (variable, text.to_string_lossy().trim()) {
+            // A container's words for "whatever the tool shows".
+            (NVIDIA, "all" | "void") => output_of("nvidia-smi", &["--list-gpus"])?.lines().count(),
+            (_, list) => listed(list),
+        };
+        Some(Self { count, variable })
+    }
+}
+
+const NVIDIA: &str = "NVIDIA_VISIBLE_DEVICES";
+
+/// Devices of a list with commas. An empty one and `-1` name none.
+fn listed(list: &str) -> usize {
+    list.split(',').filter(|device| !["", "-1"].contains(&device.trim())).count()
 }
 
 fn memory_bytes() -> Option<u64> {
@@ -108,12 +142,12 @@ pub fn runtime_report() -> String {
         option_env!("COMPILER_VERSION").unwrap_or("N/A"),
         option_env!("GIT_SHA").unwrap_or("N/A"),
         option_env!("DOCKER_LABEL").unwrap_or("N/A"),
-        output_of("nvidia-smi").as_deref().unwrap_or("N/A"),
+        output_of("nvidia-smi", &[]).as_deref().unwrap_or("N/A"),
     )
 }
 
-fn output_of(tool: &str) -> Option<String> {
-    let output = Command::new(tool).output().ok().filter(|output| output.status.success())?;
+fn output_of(tool: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(tool).args(arguments).output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
@@ -139,6 +173,11 @@ mod tests {
 
     #[test]
     fn a_tool_that_is_not_there_says_nothing() {
-        assert_eq!(output_of("no-such-tool-on-this-machine"), None);
+        assert_eq!(output_of("no-such-tool-on-this-machine", &[]), None);
+    }
+
+    #[test]
+    fn devices_are_the_items_of_a_list() {
+        assert_eq!(["0", "0,1", "GPU-a, GPU-b,GPU-c", "", "-1"].map(listed), [1, 2, 3, 0, 0]);
     }
 }

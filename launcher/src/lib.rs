@@ -1,4 +1,4 @@
-//! One command starts everything: a shard, then the router, both of them this program again.
+//! One command starts everything: the shards, then the router, all of them this program again.
 //!
 //! The way of a start: `args` (what the user typed), `env` and `search` (what is there), `plan` (what follows from it),
 //! `run_dir` and `demo` (files that the children need), `supervise` (download, start, watch, stop).
@@ -144,6 +144,9 @@ impl Start<'_> {
             info!("No --model-id: serving the tiny demo model that is part of this program, on the CPU");
         }
         let values = &plan.values;
+        if values.shard_count.value > 1 {
+            info!("Sharding model on {} processes", values.shard_count.value);
+        }
         let caching = if values.prefix_caching.value { "true" } else { "0" };
         info!("Using attention {} - Prefix caching {caching}", values.attention.value);
         if self.args.max_batch_prefill_tokens.is_none() {

@@ -1,7 +1,7 @@
 //! Executes a plan: the download, then shards, then the router; watches over all of them; stops them in reverse order.
 
 use std::fs;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -136,6 +136,9 @@ impl Stack<'_> {
             // Most shards remove it themselves.
             let _ = fs::remove_file(&shard.socket);
         }
+        if self.plan.shards.len() > 1 {
+            let _ = fs::remove_file(&self.plan.group);
+        }
     }
 
     async fn stop_in_order(&mut self) {
@@ -180,10 +183,14 @@ async fn first_end(processes: &mut [Process]) -> (usize, Ending) {
     .await
 }
 
+/// Waits until all of the shards are ready; each says so when it is.
 async fn all_ready(shards: &[ShardPlan]) {
-    for shard in shards {
-        ready(shard).await;
-    }
+    let mut waits: Vec<_> = shards.iter().map(|shard| Box::pin(ready(shard))).collect();
+    poll_fn(|context| {
+        waits.retain_mut(|wait| wait.as_mut().poll(context).is_pending());
+        if waits.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 async fn ready(shard: &ShardPlan) {
@@ -234,20 +241,33 @@ mod tests {
 
     /// Runs a shard and a router that are shell scripts. The shard's socket appears when the shard runs.
     fn run_scripts(shard: &str, router: &str, becomes_ready: bool) -> (String, TempDir) {
+        run_shards(&[shard], router, becomes_ready)
+    }
+
+    /// Runs shards, which call themselves `shard`, `shard-1` and so on, and a router.
+    fn run_shards(shards: &[&str], router: &str, becomes_ready: bool) -> (String, TempDir) {
         let directory = tempfile::tempdir().unwrap();
-        let mut plan = testing::plan(&["--graceful-termination-timeout=5"]);
-        plan.shards[0].socket = directory.path().join("socket-0");
-        plan.shards[0].command = shell(directory.path(), "shard", shard);
+        let count = format!("--num-shard={}", shards.len());
+        let mut plan = testing::plan(&["--graceful-termination-timeout=5", &count]);
+        let name = |rank| if rank == 0 { "shard".to_owned() } else { format!("shard-{rank}") };
+        for (shard, script) in plan.shards.iter_mut().zip(shards) {
+            shard.socket = directory.path().join(format!("socket-{}", shard.rank));
+            shard.command = shell(directory.path(), &name(shard.rank), script);
+        }
+        plan.group = directory.path().join("socket-group");
         plan.router = shell(directory.path(), "router", router);
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let outcome = runtime.block_on(async {
             let mut signals = StopSignals::listen().unwrap();
             let listen = async {
-                while !becomes_ready || !directory.path().join("shard").exists() {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
+                let mut listeners = Vec::new();
+                for shard in &plan.shards {
+                    while !becomes_ready || !directory.path().join(name(shard.rank)).exists() {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                    listeners.push(UnixListener::bind(&shard.socket).unwrap());
                 }
-                let _listener = UnixListener::bind(&plan.shards[0].socket).unwrap();
                 std::future::pending::<()>().await;
             };
             tokio::select! {
@@ -287,5 +307,27 @@ mod tests {
         let (error, directory) = run_scripts(shard, FOREVER, true);
         assert_eq!(error, "ShardFailed: shard 0 ended with signal 9 (SIGKILL)");
         assert!(has_ended(&directory, "router"));
+    }
+
+    #[test]
+    fn of_several_shards_the_one_that_dies_takes_all_with_it() {
+        let dies = "echo > socket-group; while ! [ -e router ]; do sleep 0.01; done; kill -9 $$";
+        let (error, directory) = run_shards(&[FOREVER, dies, FOREVER], FOREVER, true);
+        assert_eq!(error, "ShardFailed: shard 1 ended with signal 9 (SIGKILL)");
+        for name in ["shard", "shard-2", "router"] {
+            assert!(has_ended(&directory, name), "{name}");
+        }
+        for file in ["socket-0", "socket-1", "socket-2", "socket-group"] {
+            assert!(!directory.path().join(file).exists(), "{file}");
+        }
+    }
+
+    #[test]
+    fn the_router_waits_for_every_shard() {
+        // The last one ends before it is ready; the first two are.
+        let (error, directory) = run_shards(&[FOREVER, FOREVER, "exit 4"], FOREVER, false);
+        assert_eq!(error, "ShardCannotStart: shard 2 ended with exit code 4 before it was ready");
+        assert!(!directory.path().join("router").exists());
+        assert!(has_ended(&directory, "shard") && has_ended(&directory, "shard-1"));
     }
 }

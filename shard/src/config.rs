@@ -1,16 +1,21 @@
 //! The command line and the environment: [`Args`] is what was typed, [`Config`] is what it means. The only reader of the
 //! environment.
 
+use std::fmt::Display;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use clap::{Args, Parser, Subcommand};
+use kernels::collective::GroupSpec;
 use telemetry::LogFormat;
 
 use crate::engine::warmup::MemoryShare;
 use crate::model::{LoadOptions, RopeOverride, WeightOrigin};
 use crate::sampling::penalties::Watermark;
+
+/// Most shards of a model.
+pub const SHARDS_MAX: usize = GroupSpec::WORLD_MAX;
 
 /// One shard of a model: batches in, tokens out, over gRPC on a unix socket.
 #[derive(Debug, Parser)]
@@ -54,7 +59,7 @@ pub struct ServeArgs {
     /// The default
     #[arg(long, hide = true)]
     pub no_trust_remote_code: bool,
-    /// Not in this version: one shard serves the whole model
+    /// One of several shards: RANK and WORLD_SIZE say which
     #[arg(long, overrides_with = "no_sharded")]
     pub sharded: bool,
     /// The default
@@ -84,12 +89,12 @@ pub struct ServeArgs {
     /// Threads for the model; as many as the machine has, if absent
     #[arg(long, env = "OMP_NUM_THREADS")]
     pub threads: Option<NonZeroUsize>,
-    /// This process among the shards
-    #[arg(long, env = "RANK", default_value_t = 0, hide = true)]
-    pub rank: u32,
-    /// Number of shards
-    #[arg(long, env = "WORLD_SIZE", default_value_t = 1, hide = true)]
-    pub world_size: u32,
+    /// This process among the shards; 0 if absent
+    #[arg(long, env = "RANK", hide = true)]
+    pub rank: Option<usize>,
+    /// Number of shards; 1 if absent
+    #[arg(long, env = "WORLD_SIZE", hide = true)]
+    pub world_size: Option<usize>,
     /// Share of the memory that this shard may use
     #[arg(long, env = "CUDA_MEMORY_FRACTION", default_value_t = 1.0, hide = true)]
     pub memory_fraction: f64,
@@ -127,8 +132,10 @@ pub struct ServeArgs {
 pub struct Config {
     /// Directory of the checkpoint.
     pub model: PathBuf,
-    /// Where to listen.
-    pub socket: PathBuf,
+    /// Where to listen: all shards, in the order of their ranks.
+    pub sockets: Vec<PathBuf>,
+    /// Which of several shards this one is, and where it meets the others.
+    pub group: Option<GroupSpec>,
     /// Threads for the model.
     pub threads: NonZeroUsize,
     /// The memory the cache may take.
@@ -145,6 +152,18 @@ pub struct Config {
     pub traces_wanted: bool,
     /// How to log.
     pub logs: Logs,
+}
+
+impl Config {
+    /// This process among the shards, from 0.
+    pub fn rank(&self) -> usize {
+        self.group.as_ref().map_or(0, |group| group.rank)
+    }
+
+    /// Where this shard listens.
+    pub fn socket(&self) -> &Path {
+        &self.sockets[self.rank()]
+    }
 }
 
 /// A LoRA adapter's files, and what requests call it.
@@ -179,6 +198,22 @@ pub enum ConfigError {
     /// An adapter without its directory.
     #[error("LORA_ADAPTERS: `{0}` is not of the form name=/directory")]
     Adapter(String),
+    /// `--sharded` without what says how.
+    #[error("--sharded needs the variables RANK and WORLD_SIZE; {0} is not set")]
+    NoPlace(&'static str),
+    /// One of several shards that was not told to be one.
+    #[error("WORLD_SIZE is {0}, which needs --sharded")]
+    NotSharded(usize),
+    /// There is no such shard.
+    #[error(
+        "RANK is {rank} and WORLD_SIZE {world}; there can be 1 to {SHARDS_MAX} shards, and ranks count from 0"
+    )]
+    Place {
+        /// This process.
+        rank: usize,
+        /// How many there would be.
+        world: usize,
+    },
     /// A number outside of its domain.
     #[error("{name} is {value}, but must be {expected}")]
     Range {
@@ -213,14 +248,12 @@ impl TryFrom<ServeArgs> for Config {
             return Err(ConfigError::NoModel(args.model_id));
         }
         let (load, rope) = (load_options(&args)?, rope_override(&args)?);
-        let mut socket = args.uds_path.into_os_string();
-        socket.push(format!("-{}", args.rank));
+        let (rank, world) = place(&args)?;
         Ok(Self {
             model: args.model_id,
-            socket: socket.into(),
-            threads: args
-                .threads
-                .unwrap_or_else(|| thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
+            sockets: (0..world).map(|rank| with_ending(&args.uds_path, rank)).collect(),
+            group: (world > 1).then(|| GroupSpec { path: with_ending(&args.uds_path, "group"), rank, world }),
+            threads: args.threads.unwrap_or_else(|| threads_of_one(world)),
             memory: MemoryShare(fraction * wiggle_room),
             watermark: Watermark { gamma: args.watermark_gamma, delta },
             load,
@@ -286,9 +319,7 @@ fn adapters(list: &str) -> Result<Vec<AdapterSource>, ConfigError> {
 
 
 fn refuse_unsupported(args: &ServeArgs) -> Result<(), ConfigError> {
-    let refused = if args.sharded || args.world_size > 1 || args.rank > 0 {
-        Some(format!("sharding (world size {}, rank {})", args.world_size, args.rank))
-    } else if let Some(quantize) = &args.quantize {
+    let refused = if let Some(quantize) = &args.quantize {
         Some(format!("--quantize {quantize}"))
     } else if let Some(speculate) = args.speculate.filter(|speculate| *speculate > 0) {
         Some(format!("--speculate {speculate}"))
@@ -296,6 +327,34 @@ fn refuse_unsupported(args: &ServeArgs) -> Result<(), ConfigError> {
         args.kv_cache_dtype.as_ref().map(|dtype| format!("--kv-cache-dtype {dtype}"))
     };
     refused.map_or(Ok(()), |what| Err(ConfigError::Unsupported(what)))
+}
+
+/// This shard's rank, and the number of shards.
+fn place(args: &ServeArgs) -> Result<(usize, usize), ConfigError> {
+    if args.sharded && args.world_size.is_none() {
+        return Err(ConfigError::NoPlace("WORLD_SIZE"));
+    }
+    if args.sharded && args.rank.is_none() {
+        return Err(ConfigError::NoPlace("RANK"));
+    }
+    let (rank, world) = (args.rank.unwrap_or(0), args.world_size.unwrap_or(1));
+    if rank >= world || world > SHARDS_MAX {
+        return Err(ConfigError::Place { rank, world });
+    }
+    if world > 1 && !args.sharded { Err(ConfigError::NotSharded(world)) } else { Ok((rank, world)) }
+}
+
+/// The socket of a rank, or another file of the same shards.
+fn with_ending(prefix: &Path, ending: impl Display) -> PathBuf {
+    let mut path = prefix.as_os_str().to_owned();
+    path.push(format!("-{ending}"));
+    path.into()
+}
+
+/// Threads of a shard that shares the machine with others.
+fn threads_of_one(world: usize) -> NonZeroUsize {
+    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new(cores / world).unwrap_or(NonZeroUsize::MIN)
 }
 
 fn dtype(name: &str) -> Result<kernels::DType, ConfigError> {
@@ -320,7 +379,8 @@ mod tests {
     #[test]
     fn the_rank_is_part_of_the_socket() {
         let config = config(&["--uds-path", "/tmp/x", "--threads", "3"]).unwrap();
-        assert_eq!(config.socket, PathBuf::from("/tmp/x-0"));
+        assert_eq!(config.sockets, [PathBuf::from("/tmp/x-0")]);
+        assert_eq!((config.rank(), config.group.as_ref()), (0, None));
         assert_eq!(config.threads.get(), 3);
         assert_eq!(config.memory, MemoryShare(0.9));
         assert_eq!(config.watermark, Watermark { gamma: 0.5, delta: 2.0 });
@@ -338,15 +398,39 @@ mod tests {
     #[test]
     fn what_this_version_cannot_do_is_refused_by_name() {
         for (flags, text) in [
-            (&["--sharded"][..], "sharding (world size 1, rank 0) is not supported"),
-            (&["--world-size", "2"], "sharding (world size 2, rank 0)"),
-            (&["--quantize", "awq"], "--quantize awq is not supported"),
+            (&["--quantize", "awq"][..], "--quantize awq is not supported"),
             (&["--speculate", "2"], "--speculate 2 is not supported"),
             (&["--kv-cache-dtype", "fp8_e5m2"], "--kv-cache-dtype fp8_e5m2 is not supported"),
             (&["--dtype", "int3"], "--dtype int3 is not supported"),
             (&["--wiggle-room", "1"], "TGI_WIGGLE_ROOM is 1, but must be strictly between 0 and 1"),
             (&["--memory-fraction", "1.5"], "CUDA_MEMORY_FRACTION is 1.5"),
             (&["--watermark-gamma", "0"], "WATERMARK_GAMMA is 0"),
+        ] {
+            let error = config(flags).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn one_of_several_shards_knows_all_sockets_and_where_to_meet() {
+        let flags = ["--sharded", "--rank", "1", "--world-size", "3", "--uds-path", "/tmp/x"];
+        let config = config(&flags).unwrap();
+        assert_eq!(config.sockets, ["/tmp/x-0", "/tmp/x-1", "/tmp/x-2"].map(PathBuf::from));
+        assert_eq!((config.rank(), config.socket()), (1, Path::new("/tmp/x-1")));
+        assert_eq!(config.group, Some(GroupSpec { path: "/tmp/x-group".into(), rank: 1, world: 3 }));
+        assert!(config.threads.get() <= threads_of_one(1).get());
+    }
+
+    #[test]
+    fn a_place_that_does_not_exist_is_refused() {
+        for (flags, text) in [
+            (&["--sharded"][..], "--sharded needs the variables RANK and WORLD_SIZE; WORLD_SIZE is not set"),
+            (&["--sharded", "--world-size", "2"], "RANK is not set"),
+            (&["--sharded", "--world-size", "2", "--rank", "2"], "RANK is 2 and WORLD_SIZE 2"),
+            (&["--world-size", "0"], "RANK is 0 and WORLD_SIZE 0"),
+            (&["--sharded", "--world-size", "65", "--rank", "0"], "1 to 64 shards"),
+            (&["--rank", "1"], "RANK is 1 and WORLD_SIZE 1"),
+            (&["--world-size", "2"], "WORLD_SIZE is 2, which needs --sharded"),
         ] {
             let error = config(flags).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");

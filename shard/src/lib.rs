@@ -41,9 +41,13 @@ pub mod weights;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Parser;
+use kernels::collective::LocalGroup;
 use telemetry::progress::ProgressStyle;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -62,6 +66,9 @@ use text::tokenizer::Tokenizer;
 /// Threads of the gRPC edge. It does little, and the model wants the cores.
 const EDGE_THREADS: usize = 2;
 
+/// How long the shards of one model wait for each other at the start.
+const MEETING: Duration = Duration::from_secs(120);
+
 /// The shard process, from its arguments, of which the first is the program's name, to its exit code. What goes wrong is
 /// one line on standard error.
 pub fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -74,10 +81,11 @@ pub fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let Command::Serve(args) = command;
+    let rank = args.rank.unwrap_or(0);
     match Config::try_from(args).map_err(anyhow::Error::from).and_then(serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error}");
+            eprintln!("Error: shard {rank}: {error}");
             ExitCode::FAILURE
         }
     }
@@ -87,17 +95,26 @@ pub fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn serve(config: Config) -> anyhow::Result<()> {
     telemetry::init(config.logs.format, &config.logs.level, config.logs.no_color)
         .map_err(anyhow::Error::msg)?;
+    // Whatever is logged, it says by whom. Of the highest level, so that no filter takes it away from a line it lets pass.
+    let _rank = tracing::error_span!("shard", rank = config.rank()).entered();
     if config.traces_wanted {
         tracing::warn!("traces are not exported by this version; --otlp-endpoint has no effect");
     }
+    // What cannot be served, or not by so many, is said before shards wait for each other.
+    let blueprint = Blueprint::read(&config.model, config.sockets.len(), config.rope)?;
+    let ranks = match &config.group {
+        Some(spec) => Ranks::of(LocalGroup::join(spec, MEETING)?),
+        None => Ranks::alone(),
+    };
     let device = backend::Device::cpu(config.threads)?;
     let tokenizer = Tokenizer::load(&config.model)?;
-    let model = load_model(&config, device.clone())?;
+    let model = load_model(&blueprint, &config, device.clone(), ranks.clone())?;
     let dtype = model.shape().dtype;
     let layout = model.adapters();
     let adapters = load_adapters(&layout, &config.adapters)?;
-    let engine = Engine::start(engine::commands::Parts { model, device, tokenizer, memory: config.memory })?;
-    let identity = Identity { dtype, socket: config.socket.clone(), watermark: config.watermark };
+    let memory = config.memory;
+    let engine = Engine::start(engine::commands::Parts { model, device, tokenizer, memory, ranks })?;
+    let identity = Identity { dtype, sockets: config.sockets.clone(), watermark: config.watermark };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(EDGE_THREADS)
         .enable_all()
@@ -105,15 +122,29 @@ fn serve(config: Config) -> anyhow::Result<()> {
         .map_err(|error| anyhow!("no threads for the server: {error}"))?;
     let served = runtime.block_on(async {
         let stop = stop_signal()?;
-        let socket = Socket::bind(&config.socket)?;
-        tracing::info!(socket = %config.socket.display(), threads = config.threads, "shard is ready");
         for (id, adapter) in adapters {
             engine.add_adapter(id, adapter).await?;
         }
+        let path = config.socket();
+        let socket = Socket::bind(path)?;
+        tracing::info!(socket = %path.display(), threads = config.threads, "shard is ready");
+        let ended = Arc::new(AtomicBool::new(false));
+        let stop = {
+            let (engine, ended) = (engine.clone(), Arc::clone(&ended));
+            async move {
+                tokio::select! {
+                    () = stop => {}
+                    () = engine.ended() => ended.store(true, Ordering::Relaxed),
+                }
+            }
+        };
         // Only the long form of a transport error says what happened.
         server::serve(engine, layout, identity, socket, stop)
             .await
-            .map_err(|error| anyhow!("the server failed: {error:?}"))
+            .map_err(|error| anyhow!("the server failed: {error:?}"))?;
+        // It answers its last command before it ends; a supervisor has to start this process again.
+        anyhow::ensure!(!ended.load(Ordering::Relaxed), "the engine has stopped");
+        Ok(())
     });
     // A step that is still running must not hold the process back.
     runtime.shutdown_background();
@@ -121,9 +152,12 @@ fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 /// Loads the model, and shows how far that is.
-fn load_model(config: &Config, device: Device) -> anyhow::Result<Box<dyn Model>> {
-    let blueprint = Blueprint::read(&config.model, 1, config.rope)?;
-    let ranks = Ranks::Alone;
+fn load_model(
+    blueprint: &Blueprint,
+    config: &Config,
+    device: Device,
+    ranks: Ranks,
+) -> anyhow::Result<Box<dyn Model>> {
     let style = ProgressStyle::fitting(config.logs.format);
     let mut shown: Option<(telemetry::progress::Progress, u64)> = None;
     let report = |Progress { done, total }: Progress| {

@@ -145,6 +145,8 @@ impl fmt::Display for Ranks<'_> {
 pub enum Operation {
     /// Wait for each other.
     Barrier,
+    /// Agree on the least of their numbers.
+    Least,
     /// Sum vectors.
     AllReduce,
     /// Put columns side by side.
@@ -158,12 +160,13 @@ impl Operation {
             Operation::Barrier => 1,
             Operation::AllReduce => 2,
             Operation::AllGatherColumns => 3,
+            Operation::Least => 4,
         }
     }
 
     /// Reads what [`number`](Self::number) wrote. None when nobody did.
     pub(super) fn from_number(number: u64) -> Option<Self> {
-        [Operation::Barrier, Operation::AllReduce, Operation::AllGatherColumns]
+        [Operation::Barrier, Operation::AllReduce, Operation::AllGatherColumns, Operation::Least]
             .into_iter()
             .find(|operation| operation.number() == number)
     }
@@ -173,6 +176,7 @@ impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Operation::Barrier => "barrier",
+            Operation::Least => "least",
             Operation::AllReduce => "all_reduce",
             Operation::AllGatherColumns => "all_gather_columns",
         })
@@ -184,6 +188,8 @@ impl fmt::Display for Operation {
 pub struct Call {
     /// How many calls this rank had made before.
     pub index: u64,
+    /// What it is for, as the rank has said last with [`set_work`](super::LocalGroup::set_work).
+    pub work: u64,
     /// What it is. None when a rank has written nonsense into the shared memory.
     pub operation: Option<Operation>,
     /// Rows of the result.
@@ -196,19 +202,17 @@ pub struct Call {
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let &Self { index, rows, cols, division, .. } = self;
+        let &Self { index, work, rows, cols, division, .. } = self;
+        write!(f, "call {index} for work {work:x}, ")?;
         match self.operation {
-            Some(Operation::Barrier) => write!(f, "call {index}, barrier"),
+            Some(operation @ (Operation::Barrier | Operation::Least)) => write!(f, "{operation}"),
             Some(operation @ Operation::AllReduce) => {
-                write!(f, "call {index}, {operation} of {cols} elements")
+                write!(f, "{operation} of {cols} elements")
             }
             Some(operation @ Operation::AllGatherColumns) => {
-                write!(
-                    f,
-                    "call {index}, {operation} of {rows} rows and {cols} columns (division {division:x})"
-                )
+                write!(f, "{operation} of {rows} rows and {cols} columns (division {division:x})")
             }
-            None => write!(f, "call {index}, which no build of this program makes"),
+            None => f.write_str("which no build of this program makes"),
         }
     }
 }
@@ -231,8 +235,9 @@ mod tests {
 
     #[test]
     fn a_mismatch_names_both_calls() {
-        let call = |index, operation, rows, cols| Call {
-            index,
+        let call = |operation, rows, cols| Call {
+            index: 7,
+            work: 255,
             operation: Some(operation),
             rows,
             cols,
@@ -240,14 +245,14 @@ mod tests {
         };
         let error = GroupError::Mismatch {
             rank: 1,
-            ours: call(7, Operation::AllReduce, 1, 4096),
+            ours: call(Operation::AllReduce, 1, 4096),
             peer: 0,
-            theirs: call(7, Operation::AllGatherColumns, 2, 512),
+            theirs: call(Operation::AllGatherColumns, 2, 512),
         };
         assert_eq!(
             error.to_string(),
-            "rank 1 is at call 7, all_reduce of 4096 elements, \
-             but rank 0 is at call 7, all_gather_columns of 2 rows and 512 columns (division 0)"
+            "rank 1 is at call 7 for work ff, all_reduce of 4096 elements, \
+             but rank 0 is at call 7 for work ff, all_gather_columns of 2 rows and 512 columns (division 0)"
         );
     }
 }

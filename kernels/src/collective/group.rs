@@ -29,6 +29,8 @@ struct Turn {
     stage: u64,
     /// Calls it has made.
     calls: u64,
+    /// What the calls are for.
+    work: u64,
 }
 
 /// How long a rank looks for the others before it sleeps, if each of them can have a core of its own.
@@ -63,7 +65,7 @@ impl LocalGroup {
         let (shared, published) = join::meet(spec, deadline, timeout)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let hope = if cores >= spec.world { HOPE } else { Duration::ZERO };
-        let turn = Mutex::new(Turn { stage: 0, calls: 0 });
+        let turn = Mutex::new(Turn { stage: 0, calls: 0, work: 0 });
         let group = Self { shared, rank: spec.rank, hope, turn };
         group.join_all(spec, deadline, timeout)?;
         drop(published);
@@ -86,9 +88,30 @@ impl LocalGroup {
         self.shared.fail(Failure::Aborted(self.rank));
     }
 
+    /// Says what the following calls of this rank are for: a number, such as a hash of the inputs of a step. Ranks whose
+    /// calls are alike but for different work are told so; without it they would exchange numbers that mean nothing.
+    pub fn set_work(&self, work: u64) {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner).work = work;
+    }
+
     /// Waits until all ranks have called it.
     pub fn barrier(&self) -> Result<(), GroupError> {
         self.call(Operation::Barrier, [0, 0, 0], |group, turn, call| group.stage(turn, call, |_| ()))
+    }
+
+    /// The least of what all ranks bring.
+    pub fn least(&self, value: u64) -> Result<u64, GroupError> {
+        // Two floats that carry its bits; nobody calculates with them.
+        let words = [value as u32, (value >> 32) as u32].map(f32::from_bits);
+        self.call(Operation::Least, [1, 1, 0], |group, turn, call| {
+            group.stage(turn, call, |slot| slot[..2].copy_from_slice(&words))?;
+            let value_of = |rank| {
+                // SAFETY: all have arrived at this stage, and this rank not yet at the next one.
+                let words = unsafe { group.shared.numbers(rank, turn.stage, 0..2) };
+                u64::from(words[1].to_bits()) << 32 | u64::from(words[0].to_bits())
+            };
+            Ok((0..group.world()).map(value_of).min().unwrap_or(value))
+        })
     }
 
     /// Sums `data` over all ranks, in place. Its length has to be the same on all.
@@ -144,21 +167,22 @@ impl LocalGroup {
     }
 
     /// Runs the stages of one call, one call at a time. Its error fails the group.
-    fn call(
+    fn call<R>(
         &self,
         operation: Operation,
         [rows, cols, division]: [u64; 3],
-        run: impl FnOnce(&Self, &mut Turn, &Call) -> Result<(), GroupError>,
-    ) -> Result<(), GroupError> {
+        run: impl FnOnce(&Self, &mut Turn, &Call) -> Result<R, GroupError>,
+    ) -> Result<R, GroupError> {
         // A panic inside a call left the stages out of step, and failed the group (below): nothing is hidden here.
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.check_failure()?;
-        let call = Call { index: turn.calls, operation: Some(operation), rows, cols, division };
+        let Turn { calls: index, work, .. } = *turn;
+        let call = Call { index, work, operation: Some(operation), rows, cols, division };
         turn.calls += 1;
         let failing = FailOnDrop(self);
-        run(self, &mut turn, &call)?;
+        let result = run(self, &mut turn, &call)?;
         std::mem::forget(failing);
-        Ok(())
+        Ok(result)
     }
 
     /// Shows the others what `fill` writes into this rank's slot, and waits until they have all done the same.
@@ -301,7 +325,7 @@ impl LocalGroup {
     fn join_all(&self, spec: &GroupSpec, deadline: Instant, timeout: Duration) -> Result<(), GroupError> {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         turn.stage += 1;
-        let join = Call { index: 0, operation: None, rows: 0, cols: 0, division: 0 };
+        let join = Call { index: 0, work: 0, operation: None, rows: 0, cols: 0, division: 0 };
         self.shared.arrive(self.rank, turn.stage, &join);
         for peer in self.peers() {
             while !self.shared.has_arrived(peer, turn.stage) {

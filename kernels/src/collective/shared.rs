@@ -115,7 +115,7 @@ struct Seat {
     /// How many stages it has reached.
     arrived: AtomicU64,
     /// The calls of its last two stages, each beside the slot of that stage.
-    calls: [[AtomicU64; 5]; 2],
+    calls: [[AtomicU64; 6]; 2],
     sleeper: Sleeper,
 }
 
@@ -223,8 +223,14 @@ impl Shared {
     /// Tells the others that `rank` has reached `stage` in `call`: from now on they may read its slot.
     pub(super) fn arrive(&self, rank: usize, stage: u64, call: &Call) {
         let seat = self.seat(rank);
-        let words =
-            [call.index, call.operation.map_or(0, Operation::number), call.rows, call.cols, call.division];
+        let words = [
+            call.index,
+            call.work,
+            call.operation.map_or(0, Operation::number),
+            call.rows,
+            call.cols,
+            call.division,
+        ];
         for (word, value) in seat.calls[(stage % 2) as usize].iter().zip(words) {
             word.store(value, Ordering::Relaxed);
         }
@@ -244,9 +250,9 @@ impl Shared {
 
     /// The call that `rank` was in at `stage`, which it has reached and not left.
     pub(super) fn call(&self, rank: usize, stage: u64) -> Call {
-        let [index, operation, rows, cols, division] =
+        let [index, work, operation, rows, cols, division] =
             self.seat(rank).calls[(stage % 2) as usize].each_ref().map(|word| word.load(Ordering::Relaxed));
-        Call { index, operation: Operation::from_number(operation), rows, cols, division }
+        Call { index, work, operation: Operation::from_number(operation), rows, cols, division }
     }
 
     /// Why the group has failed, if it has.

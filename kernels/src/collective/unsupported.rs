@@ -44,6 +44,16 @@ impl LocalGroup {
         match self.0 {}
     }
 
+    /// The least of what all ranks bring.
+    pub fn least(&self, _value: u64) -> Result<u64, GroupError> {
+        match self.0 {}
+    }
+
+    /// Says what the following calls are for.
+    pub fn set_work(&self, _work: u64) {
+        match self.0 {}
+    }
+
     /// Gives up on the group.
     pub fn abort(&self) {
         match self.0 {}

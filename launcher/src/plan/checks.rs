@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use shard::config::SHARDS_MAX;
+
 use super::unserved;
 use crate::args::Args;
 use crate::secret::Secret;
@@ -49,6 +51,15 @@ pub enum PlanError {
     /// A quantity that cannot be nothing.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
+    /// A split into one part.
+    #[error("--sharded true needs more than one shard, but --num-shard is 1")]
+    OneShard,
+    /// A split over all devices, of which there are not two.
+    #[error("--sharded true needs more than one device: {reason}")]
+    TooFewDevices {
+        /// What the environment says of devices.
+        reason: String,
+    },
     /// A key that anybody could guess.
     #[error("--api-key (API_KEY) is empty; leave it out to serve without a key")]
     EmptyApiKey,
@@ -75,6 +86,16 @@ pub enum PlanError {
         /// What sets it.
         flag: &'static str,
     },
+}
+
+impl PlanError {
+    /// The name that TGI's launcher has for it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::TooFewDevices { .. } => "NotEnoughCUDADevices",
+            _ => "ArgumentValidation",
+        }
+    }
 }
 
 /// Checks what needs no knowledge of model or machine.
@@ -127,6 +148,7 @@ const COUNT_MAX: u64 = u32::MAX as u64;
 
 fn check_sizes(args: &Args) -> Result<(), PlanError> {
     let quantities = [
+        ("--num-shard", args.num_shard.map(|count| count as u64), SHARDS_MAX as u64),
         ("--cpu-threads", args.cpu_threads.map(|count| count as u64), THREADS_MAX),
         ("--validation-workers", Some(args.validation_workers as u64), THREADS_MAX),
         ("--max-batch-prefill-tokens", args.max_batch_prefill_tokens.map(u64::from), PREFILL_TOKENS_MAX),
@@ -207,6 +229,12 @@ mod tests {
         {
             assert_eq!(refusal(&[&format!("{flag}=0")]), format!("{flag} must be at least 1"));
         }
+    }
+
+    #[test]
+    fn there_is_a_largest_number_of_shards() {
+        plan(&["--num-shard=64"]);
+        assert_eq!(refusal(&["--num-shard=65"]), "--num-shard 65 is more than this version takes, 64");
     }
 
     #[test]

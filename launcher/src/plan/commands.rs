@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use hub::config::TOKEN_VARIABLES;
 
-use super::values::{Values, socket_path};
+use super::shards::socket_path;
+use super::values::Values;
 use super::{PlanInput, ShardPlan};
 use crate::args;
 use crate::model::ModelSource;
@@ -150,7 +151,8 @@ pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> Shard
     command.option("--logger-level", &values.log_level.value);
     command.switch_if("--json-output", args.json_output);
     command.option_if("--max-input-tokens", values.limits.max_input_tokens.value.given());
-    command.option("--threads", values.cpu_threads.value);
+    command.option("--threads", values.shard_threads.value);
+    command.switch_if("--sharded", values.shard_count.value > 1);
     if input.model.source != ModelSource::Embedded {
         command.path_if("--weights-cache-override", args.weights_cache_override.as_ref());
     }
@@ -257,6 +259,21 @@ mod tests {
         let shard = &plan(&["--watermark-gamma=0.25", "--watermark-delta=1.5"]).shards[0];
         assert_eq!(variable(&shard.command, "WATERMARK_GAMMA"), Some("0.25"));
         assert_eq!(variable(&shard.command, "WATERMARK_DELTA"), Some("1.5"));
+    }
+
+    #[test]
+    fn several_shards_differ_in_their_rank_and_share_the_threads() {
+        let plan = plan(&["--num-shard=2", "--master-addr=host", "--master-port=1234"]);
+        assert_eq!(plan.shards.len(), 2);
+        for (rank, shard) in plan.shards.iter().enumerate() {
+            assert_eq!(shard.rank, rank);
+            assert!(line(&shard.command).ends_with("--threads 3 --sharded"), "{}", line(&shard.command));
+            let place = ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"];
+            let values = place.map(|name| variable(&shard.command, name).unwrap());
+            assert_eq!(values, [rank.to_string().as_str(), "2", "host", "1234"]);
+            assert_eq!(shard.command.arguments, plan.shards[0].command.arguments);
+        }
+        assert_eq!(plan.group, PathBuf::from("/run/tgi/shard-group"));
     }
 
     #[test]

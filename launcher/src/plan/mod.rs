@@ -11,6 +11,7 @@ use crate::model::Model;
 mod checks;
 mod commands;
 mod limits;
+mod shards;
 mod table;
 mod unserved;
 mod values;
@@ -46,6 +47,8 @@ pub struct LaunchPlan {
     pub download: Option<ChildCommand>,
     /// One shard per rank, in the order of ranks.
     pub shards: Vec<ShardPlan>,
+    /// The file at which several shards meet. They take it away themselves, unless they are killed before.
+    pub group: PathBuf,
     /// The router, which is started when all shards are ready.
     pub router: ChildCommand,
     /// How long a child may take to end after SIGTERM.
@@ -75,6 +78,7 @@ impl LaunchPlan {
         Ok(Self {
             download: commands::download(input),
             shards: (0..values.shard_count.value).map(|rank| commands::shard(input, &values, rank)).collect(),
+            group: shards::group_path(&values.socket_prefix.value),
             router: commands::router(input, &values),
             termination_timeout: Duration::from_secs(input.args.graceful_termination_timeout),
             warnings: unserved::warnings(input, &values),
@@ -103,6 +107,7 @@ pub(crate) mod testing {
                 machine: Machine {
                     cores: 6,
                     memory_bytes: Some(8 << 30),
+                    devices: None,
                     executable: PathBuf::from("/bin/launcher"),
                     pid: 4711,
                     temporary: PathBuf::from("/tmp"),

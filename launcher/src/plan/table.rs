@@ -62,6 +62,7 @@ impl LaunchPlan {
             Row::new("max-batch-prefill-tokens", &limits.max_batch_prefill_tokens),
             Row::new("max-batch-total-tokens", &limits.max_batch_total_tokens),
             Row::new("cpu-threads", &values.cpu_threads),
+            Row::new("shard-threads", &values.shard_threads),
             Row::new("compute-type", &values.compute_type),
             Row::new("address", &values.address),
             Row::new("prometheus-port", &values.prometheus_port),

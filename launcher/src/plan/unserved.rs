@@ -11,7 +11,6 @@ use crate::model::ModelSource;
 
 /// Errors when a flag asks for something that changes answers or security and is not there.
 pub(super) fn refuse(args: &Args) -> Result<(), PlanError> {
-    let number = |value: Option<usize>| value.map(|value| value.to_string());
     let asked = [
         ("--quantize", args.quantize.clone(), "quantized weights"),
         ("--dtype", args.dtype.clone(), "weights in another element type than the stored one"),
@@ -23,8 +22,6 @@ pub(super) fn refuse(args: &Args) -> Result<(), PlanError> {
             args.rope_factor.map(|factor| factor.to_string()),
             "another rotary scaling than the model's own",
         ),
-        ("--sharded", args.sharded.filter(|on| *on).map(|on| on.to_string()), "a model over several devices"),
-        ("--num-shard", number(args.num_shard.filter(|count| *count > 1)), "a model over several devices"),
         ("--ngrok", args.ngrok.then(|| "true".to_owned()), "through a tunnel"),
     ];
     for (flag, value, what) in asked {
@@ -55,6 +52,12 @@ pub(super) fn warnings(input: PlanInput<'_>, values: &Values) -> Vec<String> {
     {
         warnings.push(format!(
             "--max-total-tokens {total} is more than the {positions} positions of the model ({key})"
+        ));
+    }
+    if values.shard_count.value > values.cpu_threads.value {
+        warnings.push(format!(
+            "{} shards are more than the {} threads that compute: they will wait for each other",
+            values.shard_count.value, values.cpu_threads.value
         ));
     }
     if let Some(memory) = input.machine.memory_bytes
@@ -144,8 +147,6 @@ mod tests {
             "--lora-adapters a",
             "--rope-scaling linear",
             "--rope-factor 2",
-            "--sharded true",
-            "--num-shard 2",
         ];
         for flag in flags {
             let line = refusal(&flag.split(' ').collect::<Vec<_>>());
@@ -210,6 +211,9 @@ mod tests {
         let warnings = plan(&["--max-total-tokens=4096", "--port=9000"]).warnings;
         assert!(warnings[0].contains("both 9000"), "{warnings:?}");
         assert!(warnings[1].contains("4096 is more than the 2048 positions"), "{warnings:?}");
+
+        let warnings = plan(&["--num-shard=4", "--cpu-threads=3"]).warnings;
+        assert!(warnings[0].contains("4 shards are more than the 3 threads"), "{warnings:?}");
 
         let mut case = Case::new(&[]);
         case.machine.memory_bytes = Some(1 << 20);

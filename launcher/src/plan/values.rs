@@ -3,13 +3,14 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::PlanInput;
 use super::checks::PlanError;
 use super::limits::Limits;
+use super::shards;
 use crate::args::Args;
 use crate::model::ModelSource;
 
@@ -78,8 +79,10 @@ pub struct Values {
     pub prefix_caching: Derived<bool>,
     /// Token limits.
     pub limits: Limits,
-    /// Threads that compute.
+    /// Threads that compute, of all shards together.
     pub cpu_threads: Derived<usize>,
+    /// Threads of each shard.
+    pub shard_threads: Derived<usize>,
     /// What the answers' header `x-compute-type` says.
     pub compute_type: Derived<String>,
     /// Where the HTTP API listens.
@@ -100,6 +103,9 @@ impl Values {
     pub(super) fn derive(input: PlanInput<'_>) -> Result<Self, PlanError> {
         let PlanInput { args, model, machine, variables, .. } = input;
         let (address, address_warning) = address(args);
+        let shard_count = shards::shard_count(input)?;
+        let count = shard_count.value;
+        let cpu_threads = shards::cpu_threads(input);
         Ok(Self {
             model: model_id(input),
             model_directory: model_directory(input),
@@ -114,15 +120,16 @@ impl Values {
                 Some(bytes) => Derived::new(Bytes(bytes), "memory this process may use"),
                 None => Derived::new(Bytes(0), "unknown: the system does not tell"),
             },
-            shard_count: shard_count(args),
+            shard_count,
             attention: Derived::new("paged", "no CUDA device is used"),
             block_tokens: Derived::new(PAGED_BLOCK_TOKENS, "the block size of `paged` attention"),
             prefix_caching: Derived::new(false, "`paged` attention caches no prefixes"),
             limits: Limits::derive(input),
-            cpu_threads: cpu_threads(input),
+            shard_threads: shards::shard_threads(cpu_threads.value, count),
+            cpu_threads,
             compute_type: match &variables.compute_type {
                 Some(text) => Derived::new(text.clone(), "COMPUTE_TYPE"),
-                None => Derived::new("1-cpu".to_owned(), "number and kind of devices"),
+                None => Derived::new(format!("{count}-cpu"), "number of shards and kind of device"),
             },
             address,
             address_warning,
@@ -131,7 +138,7 @@ impl Values {
                 input.run_dir.to_owned(),
                 "private to this launcher, removed when it ends",
             ),
-            socket_prefix: socket_prefix(input)?,
+            socket_prefix: socket_prefix(input, count)?,
             log_level: Derived::new(input.log_level.to_owned(), "the most talkative level of LOG_LEVEL"),
         })
     }
@@ -173,23 +180,6 @@ fn quantization(input: PlanInput<'_>) -> Derived<String> {
     }
 }
 
-fn shard_count(args: &Args) -> Derived<usize> {
-    let reason = match (args.num_shard, args.sharded) {
-        (Some(_), _) => "--num-shard",
-        (None, Some(_)) => "--sharded false",
-        (None, None) => "one device",
-    };
-    Derived::new(1, reason)
-}
-
-fn cpu_threads(input: PlanInput<'_>) -> Derived<usize> {
-    match (input.args.cpu_threads, input.variables.thread_count()) {
-        (Some(threads), _) => Derived::new(threads, "--cpu-threads"),
-        (None, Some(threads)) => Derived::new(threads.get(), "OMP_NUM_THREADS"),
-        (None, None) => Derived::new(input.machine.cores, "one per core this process may use"),
-    }
-}
-
 /// Where the API listens. In containers the variable HOSTNAME holds a name, so a name means all addresses; but who says
 /// `localhost` means to stay private.
 fn address(args: &Args) -> (Derived<SocketAddr>, Option<String>) {
@@ -211,14 +201,15 @@ fn address(args: &Args) -> (Derived<SocketAddr>, Option<String>) {
     (Derived::new(SocketAddr::new(ip, args.port), reason), warning)
 }
 
-fn socket_prefix(input: PlanInput<'_>) -> Result<Derived<PathBuf>, PlanError> {
+fn socket_prefix(input: PlanInput<'_>, shard_count: usize) -> Result<Derived<PathBuf>, PlanError> {
     let (prefix, flag) = match &input.args.shard_uds_path {
         Some(prefix) => (Derived::new(prefix.clone(), "--shard-uds-path"), "--shard-uds-path"),
         None => {
             (Derived::new(input.run_dir.join("shard"), "in the run directory"), "TMPDIR or --shard-uds-path")
         }
     };
-    let path = socket_path(&prefix.value, 0);
+    // The last one has the longest number.
+    let path = shards::socket_path(&prefix.value, shard_count - 1);
     let bytes = path.as_os_str().as_bytes().len();
     if bytes > SOCKET_PATH_BYTES_MAX {
         return Err(PlanError::SocketPathTooLong { path, bytes, max: SOCKET_PATH_BYTES_MAX, flag });
@@ -226,15 +217,10 @@ fn socket_prefix(input: PlanInput<'_>) -> Result<Derived<PathBuf>, PlanError> {
     Ok(prefix)
 }
 
-/// The socket of one shard.
-pub(super) fn socket_path(prefix: &Path, rank: usize) -> PathBuf {
-    let mut path = prefix.as_os_str().to_owned();
-    path.push(format!("-{rank}"));
-    path.into()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::super::testing::{Case, plan, refusal};
     use super::*;
 
@@ -260,16 +246,6 @@ mod tests {
     }
 
     #[test]
-    fn threads_are_the_cores_unless_given() {
-        assert_eq!(plan(&[]).values.cpu_threads, Derived::new(6, "one per core this process may use"));
-        assert_eq!(plan(&["--cpu-threads=3"]).values.cpu_threads, Derived::new(3, "--cpu-threads"));
-
-        let mut case = Case::new(&[]);
-        case.variables.omp_num_threads = Some("4,2".into());
-        assert_eq!(case.plan().unwrap().values.cpu_threads, Derived::new(4, "OMP_NUM_THREADS"));
-    }
-
-    #[test]
     fn a_name_for_an_address_means_all_addresses_but_localhost_stays_private() {
         let address = |hostname: &str| {
             let plan = plan(&["--hostname", hostname, "--port=80"]);
@@ -284,13 +260,17 @@ mod tests {
     #[test]
     fn sockets_are_in_the_run_directory_unless_a_prefix_is_given() {
         assert_eq!(plan(&[]).shards[0].socket, Path::new("/run/tgi/shard-0"));
-        assert_eq!(plan(&["--shard-uds-path=/tmp/tgi"]).shards[0].socket, Path::new("/tmp/tgi-0"));
+        let shards = plan(&["--shard-uds-path=/tmp/tgi", "--num-shard=2"]).shards;
+        assert_eq!(shards[0].socket, Path::new("/tmp/tgi-0"));
+        assert_eq!(shards[1].socket, Path::new("/tmp/tgi-1"));
     }
 
     #[test]
     fn a_socket_path_that_the_system_cannot_take_is_refused_with_the_limit() {
         let prefix = format!("/tmp/{}", "x".repeat(100));
         plan(&["--shard-uds-path", &prefix]);
+        plan(&["--shard-uds-path", &prefix, "--num-shard=10"]);
+        refusal(&["--shard-uds-path", &prefix, "--num-shard=11"]);
         let line = refusal(&["--shard-uds-path", &format!("{prefix}y")]);
         assert!(
             line.contains("has 108 bytes, the system takes 107") && line.contains("--shard-uds-path"),
@@ -299,7 +279,8 @@ mod tests {
     }
 
     #[test]
-    fn a_compute_type_from_the_environment_is_kept() {
+    fn a_compute_type_counts_the_shards_and_one_from_the_environment_is_kept() {
+        assert_eq!(plan(&["--num-shard=2"]).values.compute_type.value, "2-cpu");
         let mut case = Case::new(&[]);
         case.variables.compute_type = Some("1-tpu".into());
         assert_eq!(

@@ -1,62 +1,98 @@
-//! What the ranks of a model do together. Each of them makes the same calls in the same order; sums are taken in the order
-//! of the ranks, so that all of them hold the same bits.
+//! The processes that serve one model together, as one of them sees them.
+//!
+//! Each rank holds every batch, computes its part of every step, and chooses every token. They make the same calls in the
+//! same order, and sums are taken in the order of the ranks, so that all of them hold the same bits and choose the same
+//! tokens. One of them, a request's owner, makes the text and answers. What fails on one rank has to fail on all: who has
+//! left the step gives up on the group, and the others' waits end with an error.
 //!
 //! What is absent: who has which part. Layers know that; here tensors are just rows and columns.
 
+use std::sync::Arc;
+
 use kernels::OpError;
-use kernels::collective::LocalGroup;
+use kernels::collective::{GroupError, LocalGroup};
+use proto::units::RequestId;
 
 use crate::backend::Tensor;
 use crate::weights::Partition;
 
-/// The ranks of a model, as one of them sees them.
-#[derive(Debug)]
-pub enum Ranks {
-    /// There is only this one.
-    Alone,
-    /// Processes on this machine, over shared memory.
-    Local(LocalGroup),
+/// This process among those of its model. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Ranks {
+    group: Option<Arc<LocalGroup>>,
 }
 
 impl Ranks {
+    /// One process serves the whole model.
+    pub fn alone() -> Self {
+        Self::default()
+    }
+
+    /// One of several, on this machine.
+    pub fn of(group: impl Into<Arc<LocalGroup>>) -> Self {
+        Self { group: Some(group.into()) }
+    }
+
     /// Which rank this is, of how many.
     pub fn partition(&self) -> Partition {
-        match self {
-            Self::Alone => Partition::WHOLE,
-            Self::Local(group) => Partition { rank: group.rank(), world: group.world() },
+        match &self.group {
+            None => Partition::WHOLE,
+            Some(group) => Partition { rank: group.rank(), world: group.world() },
         }
+    }
+
+    /// Whether this process owns the request: the rank that its id names, modulo the number of ranks, as the contract
+    /// has it.
+    pub fn owns(&self, request: RequestId) -> bool {
+        let Partition { rank, world } = self.partition();
+        request.0 % world as u64 == rank as u64
     }
 
     /// Every element becomes the sum over all ranks.
     pub fn all_reduce(&self, tensor: &mut Tensor) -> Result<(), OpError> {
-        match self {
-            Self::Alone => Ok(()),
-            Self::Local(group) => group.all_reduce(tensor.host_mut()).map_err(|error| failed("all_reduce", error)),
+        match &self.group {
+            None => Ok(()),
+            Some(group) => group.all_reduce(tensor.host_mut()).map_err(|error| failed("all_reduce", &error)),
         }
     }
 
     /// The columns of all ranks side by side: rank `r` has `cols[r]` of them. `out`: `[rows, sum of cols]`.
     pub fn gather_cols(&self, own: &Tensor, cols: &[usize], out: &mut Tensor) -> Result<(), OpError> {
-        match self {
-            Self::Alone => {
+        match &self.group {
+            None => {
                 out.host_mut().copy_from_slice(own.host());
                 Ok(())
             }
-            Self::Local(group) => group
+            Some(group) => group
                 .all_gather_columns(own.host(), own.rows(), cols, out.host_mut())
-                .map_err(|error| failed("gather_cols", error)),
+                .map_err(|error| failed("gather_cols", &error)),
         }
     }
 
-    /// Lets every other rank's calls fail, now and later: this one cannot go on.
-    pub fn abort(&self) {
-        match self {
-            Self::Alone => {}
-            Self::Local(group) => group.abort(),
+    /// Says which step comes next: all ranks have to be at the same one when they exchange numbers.
+    pub(crate) fn begin_step(&self, fingerprint: u64) {
+        if let Some(group) = &self.group {
+            group.set_work(fingerprint);
         }
+    }
+
+    /// The least of what all ranks bring. Waits for them.
+    pub(crate) fn least(&self, value: u32) -> Result<u32, GroupError> {
+        match &self.group {
+            Some(group) => group.least(u64::from(value)).map(|least| least.min(u64::from(value)) as u32),
+            None => Ok(value),
+        }
+    }
+
+    /// Ends the steps of all ranks with an error, now and for good. Answers whether there was anything to end.
+    pub(crate) fn give_up(&self) -> bool {
+        if let Some(group) = &self.group {
+            group.abort();
+        }
+        self.group.is_some()
     }
 }
 
-fn failed(op: &'static str, error: impl std::fmt::Display) -> OpError {
+fn failed(op: &'static str, error: &GroupError) -> OpError {
     OpError::Unsupported { op, reason: error.to_string() }
 }

@@ -85,6 +85,18 @@ impl Batch {
         self.rows.iter().all(Row::is_stopped)
     }
 
+    /// A hash of what the next step computes: which requests, how much of them, and the token each has got to (FNV-1a).
+    pub fn fingerprint(&self) -> u64 {
+        let words = self.rows.iter().flat_map(|row| {
+            let last = row.ids().last().copied().unwrap_or(0);
+            let progress = row.progress();
+            [row.id().0, progress.cached as u64, progress.next as u64, row.ids().len() as u64, last.into()]
+        });
+        std::iter::once(self.id.0)
+            .chain(words)
+            .fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x0100_0000_01b3))
+    }
+
     /// What a router needs to know.
     pub fn summary(&self, block_size: BlockSize) -> BatchSummary {
         let tokens = |count: usize| TokenCount(u32::try_from(count).unwrap_or(u32::MAX));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use proto::units::{BatchId, BlockSize, RequestId, TokenCount};
+use proto::units::{BatchId, BlockCount, BlockSize, RequestId, TokenCount};
 
 use super::answer::{BatchSummary, Capacity, StepReport};
 use super::adapters::Adapters;
@@ -14,6 +14,7 @@ use super::step::{Machine, Stepper};
 use super::warmup::{self, MemoryShare, Warmup};
 use crate::backend::Device;
 use crate::cache::PagedKv;
+use crate::collective::Ranks;
 use crate::model::Model;
 use crate::text::tokenizer::Tokenizer;
 
@@ -28,8 +29,10 @@ pub struct Parts {
     pub device: Device,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// The memory its cache may take.
+    /// The memory its cache may take, together with those of the other ranks.
     pub memory: MemoryShare,
+    /// The processes of this model.
+    pub ranks: Ranks,
 }
 
 /// Model, cache and batches.
@@ -57,6 +60,11 @@ impl Core {
             adapters: Adapters::default(),
             stepper: Stepper::default(),
         }
+    }
+
+    /// The processes of this model.
+    pub(super) fn ranks(&self) -> &Ranks {
+        &self.parts.ranks
     }
 
     /// Adds a batch, behind the requests of `onto` if one is named, and runs a step.
@@ -132,14 +140,17 @@ impl Core {
         self.prefill_max = warmup.prefill_max;
         self.rehearse(&warmup)?;
         let shape = self.parts.model.shape().kv;
-        let budget = self.parts.memory.budget()?;
+        let ranks = &self.parts.ranks;
+        let budget = self.parts.memory.budget(ranks.partition().world)?;
+        // Agreed on before anybody takes memory for it.
+        let blocks = BlockCount(ranks.least(warmup::blocks(shape, BLOCK_SIZE, budget).0)?);
         let limits = warmup::Limits {
             input: warmup.input_max,
             total: warmup.total_max,
             sequence: self.parts.tokenizer.length_max(),
             positions: self.parts.model.shape().positions_max,
         };
-        let (blocks, capacity) = warmup::plan(shape, BLOCK_SIZE, budget, limits)?;
+        let capacity = warmup::capacity(blocks, BLOCK_SIZE, budget, limits)?;
         let cache =
             PagedKv::new(&self.parts.device, shape, blocks, BLOCK_SIZE).map_err(WarmupError::Cache)?;
         tracing::info!(blocks = blocks.0, tokens = capacity.supported.0, budget, "cache is ready");
@@ -159,7 +170,7 @@ impl Core {
 
     /// Takes the memory of the largest step, and runs a small one on a cache of just its size.
     fn rehearse(&mut self, warmup: &Warmup) -> Result<(), EngineError> {
-        let Parts { model, device, tokenizer, .. } = &mut self.parts;
+        let Parts { model, device, tokenizer, ranks, .. } = &mut self.parts;
         let shape = model.shape().clone();
         let admission = Admission {
             tokenizer,
@@ -177,7 +188,7 @@ impl Core {
         let blocks = batch.summary(BLOCK_SIZE).tokens_max.blocks(BLOCK_SIZE);
         let mut cache =
             PagedKv::new(device, shape.kv, blocks, BLOCK_SIZE).map_err(WarmupError::Cache)?;
-        let mut machine = Machine { model: model.as_mut(), cache: &mut cache, tokenizer };
+        let mut machine = Machine { model: model.as_mut(), cache: &mut cache, tokenizer, ranks };
         let begin = Instant::now();
         let tokens: usize = batch.rows().iter().map(|row| row.ids().len()).sum();
         self.stepper.step(&mut machine, &mut batch).map_err(|source| WarmupError::Step(Box::new(source)))?;
@@ -195,8 +206,8 @@ impl Core {
         concat: Option<Duration>,
     ) -> Result<StepReport, EngineError> {
         let cache = self.cache.as_mut().ok_or(EngineError::NotWarm)?;
-        let Parts { model, tokenizer, .. } = &mut self.parts;
-        let mut machine = Machine { model: model.as_mut(), cache, tokenizer };
+        let Parts { model, tokenizer, ranks, .. } = &mut self.parts;
+        let mut machine = Machine { model: model.as_mut(), cache, tokenizer, ranks };
         let mut report = self.stepper.step(&mut machine, &mut batch)?;
         if !batch.is_stopped() {
             batch.plan_chunks(self.prefill_max);

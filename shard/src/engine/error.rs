@@ -1,6 +1,7 @@
 //! What can go wrong at the engine, in its own words. The text is what a caller reads.
 
 use kernels::OpError;
+use kernels::collective::GroupError;
 use proto::units::{BatchId, RequestId, SlotIndex, TokenCount};
 
 use crate::cache::CacheError;
@@ -75,12 +76,39 @@ pub enum EngineError {
         /// What they are.
         source: NotNumbers,
     },
+    /// The ranks could not agree.
+    #[error("the other shards of this model: {0}")]
+    Ranks(#[from] GroupError),
     /// A defect in the engine; the batches of the step are lost, the engine goes on.
     #[error("the engine failed in this step: {0}")]
     Panicked(String),
     /// The engine thread has ended.
     #[error("the engine has stopped")]
     Gone,
+}
+
+impl EngineError {
+    /// Whether it can come up on one rank alone, in the middle of what all do together. All other errors come of what
+    /// all ranks have been sent and of numbers that they share: before a step, or on all of them after it.
+    pub(super) fn parts_ranks(&self) -> bool {
+        match self {
+            Self::Warmup(_) | Self::Forward(_) | Self::Ranks(_) | Self::Panicked(_) => true,
+            Self::UnknownBatch(_)
+            | Self::BatchExists(_)
+            | Self::RepeatedBatch(_)
+            | Self::MissingBatch
+            | Self::NoBatch
+            | Self::EmptyBatch(_)
+            | Self::RepeatedRequest { .. }
+            | Self::UnknownRequest { .. }
+            | Self::KeepsNothing(_)
+            | Self::Request { .. }
+            | Self::NotWarm
+            | Self::AdapterExists(_)
+            | Self::Logits { .. }
+            | Self::Gone => false,
+        }
+    }
 }
 
 /// What is wrong with one request.

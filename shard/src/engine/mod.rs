@@ -9,7 +9,8 @@
 //! - [`pulse`]: the heartbeat that Health reads.
 //!
 //! Invariants: only the engine thread touches the model; commands run one after another, in the order of the mailbox; a
-//! command that fails, or panics, costs at most the batches it named.
+//! command that fails, or panics, costs at most the batches it named. Where several processes serve one model, a step that
+//! fails in one ends the engines of all: they could never again be sure to be at the same step.
 
 pub mod adapters;
 pub mod answer;
@@ -29,6 +30,7 @@ mod tests;
 
 use std::any::Any;
 use std::io;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -43,6 +45,7 @@ use self::error::{EngineError, Unhealthy};
 use self::pulse::Pulse;
 use self::request::NewBatch;
 use self::warmup::Warmup;
+use crate::collective::Ranks;
 use crate::layers::Adapter;
 
 /// Commands that may wait. A router has one or two under way.
@@ -75,7 +78,10 @@ impl Engine {
         let (mailbox, mail) = mpsc::channel(MAILBOX);
         let pulse = Pulse::new();
         let own = Arc::clone(&pulse);
-        thread::Builder::new().name("engine".to_owned()).spawn(move || run(Core::new(parts), mail, &own))?;
+        let span = tracing::Span::current();
+        thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || span.in_scope(|| run(Core::new(parts), mail, &own)))?;
         Ok(Self { mailbox, pulse })
     }
 
@@ -125,6 +131,11 @@ impl Engine {
         self.pulse.check()
     }
 
+    /// Ready when the engine has ended by itself, which it does when this process can make no more steps.
+    pub async fn ended(&self) {
+        self.mailbox.closed().await;
+    }
+
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, EngineError> {
         let (reply, answer) = oneshot::channel();
         self.mailbox.send(command(reply)).await.map_err(|_| EngineError::Gone)?;
@@ -134,51 +145,67 @@ impl Engine {
 
 fn run(mut core: Core, mut mail: mpsc::Receiver<Command>, pulse: &Arc<Pulse>) {
     let _life = pulse.life();
+    let ranks = core.ranks().clone();
     while let Some(command) = mail.blocking_recv() {
-        match command {
+        let next = match command {
             Command::Prefill { batch, onto, reply } => {
                 let _beat = pulse.beat();
-                answer(reply, || core.prefill(batch, onto));
+                answer(&ranks, reply, || core.prefill(batch, onto))
             }
             Command::Decode { batches, reply } => {
                 let _beat = pulse.beat();
-                answer(reply, || core.decode(&batches));
+                answer(&ranks, reply, || core.decode(&batches))
             }
-            Command::Filter { batch, keep, reply } => answer(reply, || core.filter(batch, &keep)),
-            Command::Clear { batch, reply } => answer(reply, || {
+            Command::Filter { batch, keep, reply } => answer(&ranks, reply, || core.filter(batch, &keep)),
+            Command::Clear { batch, reply } => answer(&ranks, reply, || {
                 core.clear(batch);
                 Ok(())
             }),
-            Command::AddAdapter { id, adapter, reply } => answer(reply, || core.adapters().add(id, adapter)),
-            Command::RemoveAdapter { id, reply } => answer(reply, || {
+            Command::AddAdapter { id, adapter, reply } => answer(&ranks, reply, || core.adapters().add(id, adapter)),
+            Command::RemoveAdapter { id, reply } => answer(&ranks, reply, || {
                 core.adapters().remove(&id);
                 Ok(())
             }),
-            Command::Adapters { reply } => answer(reply, || Ok(core.adapters().ids())),
+            Command::Adapters { reply } => answer(&ranks, reply, || Ok(core.adapters().ids())),
             // Not a beat: how long it may take is what it finds out.
             Command::WarmUp { warmup, reply } => {
                 pulse.set_warm(false);
-                answer(reply, || {
+                answer(&ranks, reply, || {
                     let capacity = core.warm_up(warmup)?;
                     pulse.observe(core.step_expected());
                     pulse.set_warm(true);
                     Ok(capacity)
-                });
+                })
             }
+        };
+        if next.is_break() {
+            return;
         }
     }
 }
 
 /// Does the work and sends what comes of it, be it a panic. After one, the core is whole: the batches of the step have been
 /// taken out of it, and caches and buffers hold nothing that a later step reads before it writes.
-fn answer<T>(reply: Reply<T>, work: impl FnOnce() -> Result<T, EngineError>) {
+///
+/// But other ranks may wait for this one in the middle of that step. They are told, and then it is over for all.
+fn answer<T>(
+    ranks: &Ranks,
+    reply: Reply<T>,
+    work: impl FnOnce() -> Result<T, EngineError>,
+) -> ControlFlow<()> {
     let outcome = catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|panic| Err(EngineError::Panicked(panic_text(panic.as_ref()))));
+    let mut next = ControlFlow::Continue(());
     if let Err(error) = &outcome {
         tracing::error!(%error, "command failed");
+        if error.parts_ranks() && ranks.give_up() {
+            tracing::error!("the shards of this model are no longer in step: this one ends");
+            next = ControlFlow::Break(());
+        }
     }
     // A caller that has gone away wants no answer.
     drop(reply.send(outcome));
+    next
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {

@@ -218,6 +218,20 @@ impl Row {
         }
     }
 
+    /// Appends the chosen token of a request that another rank answers: finds out whether it stops with it, as
+    /// [`accept`](Self::accept) does there, and makes no more text than that takes.
+    pub fn follow(&mut self, id: TokenId, tokenizer: &Tokenizer) {
+        self.ids.push(id.0);
+        self.progress.next = 1;
+        let text = match self.stop.is_empty() {
+            true => String::new(),
+            false => self.detokenizer.push(tokenizer, &self.ids),
+        };
+        self.stopped = self.finish(id, &text, tokenizer).is_some();
+        // Delivered with the first token, there.
+        self.prompt_logprobs = None;
+    }
+
     /// The first rule that holds, and the bytes of `text` behind a stop string.
     fn finish(&mut self, id: TokenId, text: &str, tokenizer: &Tokenizer) -> Option<(FinishReason, usize)> {
         if self.ids.len() - self.prompt_length >= self.tokens_max {

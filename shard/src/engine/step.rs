@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use kernels::OpError;
 
-use super::answer::{Generation, StepReport, Timings};
+use super::answer::{StepReport, Timings};
 use super::batch::Batch;
 use super::error::EngineError;
 use super::inputs::Inputs;
 use super::row::Row;
 use crate::cache::PagedKv;
+use crate::collective::Ranks;
 use crate::model::{Model, StepInput};
 use crate::sampling::{Choice, Scratch};
 use crate::text::tokenizer::Tokenizer;
@@ -33,6 +34,8 @@ pub struct Machine<'a> {
     pub cache: &'a mut PagedKv,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
+    /// The processes that run this step.
+    pub ranks: &'a Ranks,
 }
 
 impl Default for Stepper {
@@ -46,9 +49,11 @@ impl Default for Stepper {
 }
 
 impl Stepper {
-    /// Feeds the next tokens of every running row. The report has no batch yet: that is known when the next step is planned.
+    /// Feeds the next tokens of every running row. The report has no batch yet: that is known when the next step is planned;
+    /// and generations only of the rows that this rank owns.
     pub fn step(&mut self, machine: &mut Machine<'_>, batch: &mut Batch) -> Result<StepReport, EngineError> {
         let begin = Instant::now();
+        machine.ranks.begin_step(batch.fingerprint());
         self.lead_in(machine, batch.rows_mut())?;
         let rows = batch.rows_mut();
         self.inputs.clear();
@@ -57,10 +62,15 @@ impl Stepper {
         }
         let choices = self.pass(machine, rows)?;
         let chosen = Instant::now();
-        let generations: Vec<Generation> = choices
-            .into_iter()
-            .map(|(index, choice)| rows[index].accept(choice, machine.tokenizer))
-            .collect();
+        let mut generations = Vec::with_capacity(choices.len());
+        for (index, choice) in choices {
+            let row = &mut rows[index];
+            if machine.ranks.owns(row.id()) {
+                generations.push(row.accept(choice, machine.tokenizer));
+            } else {
+                row.follow(choice.token.id, machine.tokenizer);
+            }
+        }
         let timings = Timings { forward: chosen - begin, decode: chosen.elapsed(), ..Timings::default() };
         Ok(StepReport { generations, batch: None, timings })
     }
@@ -120,7 +130,9 @@ impl Stepper {
         for span in &inputs.spans {
             let row = &mut rows[span.row];
             let own = &logits[span.logits.start * vocabulary..span.logits.end * vocabulary];
-            row.note_prompt_logits(span.start, own.chunks_exact(vocabulary));
+            if machine.ranks.owns(row.id()) {
+                row.note_prompt_logits(span.start, own.chunks_exact(vocabulary));
+            }
             row.advance(span.tokens.len());
             if span.yields {
                 let last = &own[own.len() - vocabulary..];
@@ -140,6 +152,7 @@ mod tests {
 
     use super::*;
     use crate::engine::adapters::Adapters;
+    use crate::engine::answer::Generation;
     use crate::engine::commands::BLOCK_SIZE;
     use crate::engine::request::{Admission, NewBatch};
     use crate::engine::tests::{VOCABULARY, parts, request};
@@ -163,8 +176,12 @@ mod tests {
         requests[0].prompt_logprobs = true;
         requests[2].prompt_logprobs = true;
         let mut batch = admission.batch(NewBatch { id: BatchId(0), requests: requests.to_vec() }).unwrap();
-        let mut machine =
-            Machine { model: parts.model.as_mut(), cache: &mut cache, tokenizer: &parts.tokenizer };
+        let mut machine = Machine {
+            model: parts.model.as_mut(),
+            cache: &mut cache,
+            tokenizer: &parts.tokenizer,
+            ranks: &parts.ranks,
+        };
         let prompt_logits_bytes = prompt_logits_rows * VOCABULARY * size_of::<f32>();
         let mut stepper = Stepper { prompt_logits_bytes, ..Stepper::default() };
         stepper.step(&mut machine, &mut batch).unwrap().generations

@@ -12,7 +12,7 @@ use crate::cache::KvShape;
 /// enough to visit every weight, so that none is still on disk when the first request comes.
 const REHEARSAL_TOKENS: usize = 64;
 
-/// The cache takes no more than this of a machine's memory, which it shares with everything else.
+/// The caches of all ranks take no more than this of a machine's memory, which they share with everything else.
 const CACHE_BYTES_MAX: u64 = 4 << 30;
 
 /// The largest prefill, and the limits that the user has set.
@@ -46,14 +46,14 @@ pub(super) struct Limits {
 }
 
 impl MemoryShare {
-    /// Bytes for the cache, of what is available now; a container's limit counts.
-    pub(super) fn budget(self) -> Result<u64, WarmupError> {
+    /// Bytes for the cache of each of `ranks` processes, of what is available now; a container's limit counts.
+    pub(super) fn budget(self, ranks: usize) -> Result<u64, WarmupError> {
         let mut system = System::new().map_err(|error| WarmupError::Probe(error.to_string()))?;
         system.refresh_memory();
         // What a container has read from files counts as its memory, but is given up when it is needed.
         let container =
             system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
-        Ok(self.of(system.available_memory().min(container)))
+        Ok(self.of(system.available_memory().min(container)) / ranks as u64)
     }
 
     fn of(self, available: u64) -> u64 {
@@ -103,19 +103,23 @@ pub(super) fn rehearsal(
     Ok((NewBatch { id: batch.id, requests }, size))
 }
 
-/// How many blocks a cache of `budget` bytes has, and what it can serve. Block 0 serves nobody.
-pub(super) fn plan(
-    shape: KvShape,
+/// How many blocks a cache of `budget` bytes has.
+pub(super) fn blocks(shape: KvShape, block_size: BlockSize, budget: u64) -> BlockCount {
+    let block_bytes = shape.bytes_per_block(block_size).map_or(u64::MAX, |bytes| bytes as u64).max(1);
+    // Slots are counted in 32 bits.
+    BlockCount((budget / block_bytes).min(u64::from(u32::MAX / block_size.get())) as u32)
+}
+
+/// What a cache of these blocks, made of `budget` bytes, can serve. Block 0 serves nobody.
+pub(super) fn capacity(
+    blocks: BlockCount,
     block_size: BlockSize,
     budget: u64,
     limits: Limits,
-) -> Result<(BlockCount, Capacity), WarmupError> {
+) -> Result<Capacity, WarmupError> {
     if let Some(total) = limits.total.filter(|total| total.0 as usize > limits.positions) {
         return Err(WarmupError::Positions { total, limit: limits.positions });
     }
-    let block_bytes = shape.bytes_per_block(block_size).map_or(u64::MAX, |bytes| bytes as u64).max(1);
-    // Slots are counted in 32 bits.
-    let blocks = BlockCount((budget / block_bytes).min(u64::from(u32::MAX / block_size.get())) as u32);
     let served = BlockCount(blocks.0.saturating_sub(1)).tokens(block_size);
     let positions = u32::try_from(limits.positions).unwrap_or(u32::MAX);
     let total_max = limits
@@ -127,7 +131,7 @@ pub(super) fn plan(
         return Err(WarmupError::Capacity { budget, supported: served, total: least });
     }
     let input_max = limits.input.unwrap_or(TokenCount(total_max.0.saturating_sub(1)));
-    Ok((blocks, Capacity { supported: blocks.tokens(block_size), input_max, total_max }))
+    Ok(Capacity { supported: blocks.tokens(block_size), input_max, total_max })
 }
 
 #[cfg(test)]
@@ -140,7 +144,8 @@ mod tests {
     const FREE: Limits = Limits { input: None, total: None, sequence: None, positions: 4096 };
 
     fn capacity(budget: u64, limits: Limits) -> Result<(u32, u32, u32, u32), WarmupError> {
-        let (blocks, capacity) = plan(SHAPE, SIXTEEN, budget, limits)?;
+        let blocks = blocks(SHAPE, SIXTEEN, budget);
+        let capacity = super::capacity(blocks, SIXTEEN, budget, limits)?;
         Ok((blocks.0, capacity.supported.0, capacity.input_max.0, capacity.total_max.0))
     }
 
@@ -176,6 +181,7 @@ mod tests {
     fn the_budget_is_a_share_and_capped() {
         assert_eq!(MemoryShare(0.9).of(1000), 900);
         assert_eq!(MemoryShare(0.9).of(1 << 40), CACHE_BYTES_MAX);
-        assert!(MemoryShare(0.9).budget().unwrap() > 0);
+        let [whole, half] = [1, 2].map(|ranks| MemoryShare(1.0).budget(ranks).unwrap());
+        assert!(half > 0 && half <= CACHE_BYTES_MAX / 2 && half < whole, "{half} of {whole}");
     }
 }

@@ -314,7 +314,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("config.json"), config).unwrap();
         let device = Device::cpu(std::num::NonZeroUsize::MIN).unwrap();
-        let message = match load(directory.path(), &LoadOptions::default(), device, Ranks::Alone) {
+        let message = match load(directory.path(), &LoadOptions::default(), device, Ranks::alone()) {
             Ok(_) => panic!("a model was loaded from {config}"),
             Err(error) => error.to_string(),
         };

@@ -36,8 +36,8 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct Identity {
     /// Type of the weights.
     pub dtype: kernels::DType,
-    /// Where this rank listens; one shard, so the only rank.
-    pub socket: PathBuf,
+    /// Where the ranks listen, in their order.
+    pub sockets: Vec<PathBuf>,
     /// What requests that ask for a watermark get.
     pub watermark: Watermark,
 }
@@ -111,7 +111,8 @@ impl TextGenerationService for Service {
         &self,
         _: Request<v3::ServiceDiscoveryRequest>,
     ) -> Result<Response<v3::ServiceDiscoveryResponse>, Status> {
-        let urls = vec![format!("unix://{}", self.identity.socket.display())];
+        let urls =
+            self.identity.sockets.iter().map(|socket| format!("unix://{}", socket.display())).collect();
         Ok(Response::new(v3::ServiceDiscoveryResponse { urls }))
     }
 

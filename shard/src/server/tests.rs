@@ -39,16 +39,17 @@ impl Shard {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("shard-0");
         let device = Device::cpu(NonZeroUsize::MIN).unwrap();
-        let model = model::load(&checkpoint(), &LoadOptions::default(), device.clone(), Ranks::Alone).unwrap();
+        let model = model::load(&checkpoint(), &LoadOptions::default(), device.clone(), Ranks::alone()).unwrap();
         let identity = Identity {
             dtype: model.shape().dtype,
-            socket: socket.clone(),
+            sockets: vec![socket.clone(), dir.path().join("shard-1")],
             watermark: Watermark { gamma: 0.5, delta: 2.0 },
         };
         let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
         let adapters = model.adapters();
         let memory = MemoryShare(1e-3);
-        let engine = Engine::start(Parts { model, device, tokenizer, memory }).unwrap();
+        let engine =
+            Engine::start(Parts { model, device, tokenizer, memory, ranks: Ranks::alone() }).unwrap();
         let bound = Socket::bind(&socket).unwrap();
         tokio::spawn(serve(engine, adapters, identity, bound, pending()));
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
@@ -275,12 +276,13 @@ async fn the_socket_goes_when_the_server_stops() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("shard-0");
     let device = Device::cpu(NonZeroUsize::MIN).unwrap();
-    let model = model::load(&checkpoint(), &LoadOptions::default(), device.clone(), Ranks::Alone).unwrap();
+    let model = model::load(&checkpoint(), &LoadOptions::default(), device.clone(), Ranks::alone()).unwrap();
     let watermark = Watermark { gamma: 0.5, delta: 2.0 };
-    let identity = Identity { dtype: model.shape().dtype, socket: path.clone(), watermark };
+    let identity = Identity { dtype: model.shape().dtype, sockets: vec![path.clone()], watermark };
     let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
     let adapters = model.adapters();
-    let engine = Engine::start(Parts { model, device, tokenizer, memory: MemoryShare(1e-3) }).unwrap();
+    let parts = Parts { model, device, tokenizer, memory: MemoryShare(1e-3), ranks: Ranks::alone() };
+    let engine = Engine::start(parts).unwrap();
     let socket = Socket::bind(&path).unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tokio::spawn(serve(engine, adapters, identity, socket, async { stopped.await.unwrap() }));

@@ -22,6 +22,11 @@ impl StopStrings {
         Self { stops, window: String::new() }
     }
 
+    /// Whether nothing can match.
+    pub fn is_empty(&self) -> bool {
+        self.stops.is_empty()
+    }
+
     /// Takes the next text; says whether a stop string is complete now. If several are, the one that ends first wins, as
     /// if the text had come character by character.
     pub fn push(&mut self, text: &str) -> Option<Found> {

@@ -91,7 +91,7 @@ fn a_checkpoint_that_contradicts_its_configuration_names_the_tensor() {
         assert!(original.contains(from), "{original}");
         std::fs::write(&config, original.replace(from, to)).unwrap();
         let device = Device::cpu(std::num::NonZeroUsize::MIN).unwrap();
-        let message = match model::load(directory.path(), &LoadOptions::default(), device, Ranks::Alone) {
+        let message = match model::load(directory.path(), &LoadOptions::default(), device, Ranks::alone()) {
             Ok(_) => panic!("{to} was loaded"),
             Err(error) => error.to_string(),
         };

@@ -14,7 +14,7 @@ pub(crate) fn run<T: Send>(world: usize, work: impl Fn(Ranks) -> T + Sync) -> Ve
             scope.spawn(move || {
                 let spec = GroupSpec { path, rank, world };
                 let group = LocalGroup::join(&spec, Duration::from_secs(30)).expect("all ranks come");
-                work(Ranks::Local(group))
+                work(Ranks::of(group))
             })
         };
         let ranks: Vec<_> = (0..world).map(join).collect();

@@ -48,7 +48,7 @@ impl Runner {
 
     /// Errors when the checkpoint cannot be loaded.
     pub(crate) fn open(directory: &Path, threads: usize) -> Result<Self, String> {
-        Self::open_ranks(directory, threads, Ranks::Alone)
+        Self::open_ranks(directory, threads, Ranks::alone())
     }
 
     /// One of several ranks.

@@ -3,6 +3,7 @@
 
 mod batches;
 mod failures;
+mod ranks;
 mod requests;
 
 use std::num::NonZeroUsize;
@@ -21,6 +22,7 @@ use super::warmup::{MemoryShare, Warmup};
 use crate::adapters::AdapterLayout;
 use crate::backend::{Device, Tensor};
 use crate::cache::{KvShape, PagedKv};
+use crate::collective::Ranks;
 use crate::model::{Model, ModelShape, StepInput};
 use crate::sampling::tests::greedy;
 use crate::text::tokenizer::tests::byte_tokenizer;
@@ -159,6 +161,7 @@ pub(super) fn parts() -> Parts {
         device: device(),
         tokenizer: byte_tokenizer(),
         memory: MemoryShare(1e-4),
+        ranks: Ranks::alone(),
     }
 }
 
