@@ -159,7 +159,7 @@ mod tests {
         };
         check(SHAPE, u32::MAX);
         check(KvShape { layers: usize::MAX / 2, ..SHAPE }, 1);
-        check(KvShape { key_width: usize::MAX / 1024, ..SHAPE }, 1);
+        check(KvShape { key_width: usize::MAX / 64, ..SHAPE }, 1);
     }
 
     #[test]

@@ -325,7 +325,7 @@ mod tests {
     fn an_unknown_model_type_is_one_line_that_lists_what_is_served() {
         check(
             r#"{"model_type":"bert","hidden_size":"nonsense"}"#,
-            "config.json: model_type `bert` is not served; served: llama",
+            "config.json: model_type `bert` is not served; served: baichuan, bloom, cohere,",
         );
     }
 
