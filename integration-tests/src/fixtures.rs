@@ -2,17 +2,45 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use serde_json::Value;
 
 /// The directory of a fixture's checkpoint.
 pub fn directory(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
+/// The names of all fixtures, in order.
+pub fn names() -> Result<Vec<String>> {
+    let all = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&all).with_context(|| all.display().to_string())? {
+        let path = entry?.path();
+        if path.join("expected.json").exists() {
+            names.push(path.file_name().context("a directory has a name")?.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    ensure!(!names.is_empty(), "no fixture in {}", all.display());
+    Ok(names)
+}
+
+/// Attention heads of a fixture's model, under whatever name its family has them.
+pub fn heads(name: &str) -> Result<usize> {
+    let path = directory(name).join("config.json");
+    let config: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+    let inside = if config["text_config"].is_object() { &config["text_config"] } else { &config };
+    let names = ["num_attention_heads", "n_head", "n_heads"];
+    let heads = names.iter().find_map(|name| inside[name].as_u64());
+    Ok(heads.with_context(|| format!("no number of heads in {}", path.display()))?.try_into()?)
+}
+
 /// What the reference library computes for a checkpoint, in float32.
 #[derive(Debug, Deserialize)]
 pub struct Expected {
+    /// Element type of the stored weights.
+    pub stored_dtype: String,
     /// Greedy tokens per prompt.
     pub max_new_tokens: u32,
     /// Short, unicode, long, code.

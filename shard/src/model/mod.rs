@@ -336,6 +336,7 @@ mod tests {
 
     #[test]
     fn a_configuration_without_weights_is_an_error() {
-        check(r#"{"model_type":"llama"}"#, "no .safetensors file");
+        let sizes = r#""vocab_size":8,"hidden_size":4,"intermediate_size":4,"num_hidden_layers":1,"num_attention_heads":2"#;
+        check(&format!(r#"{{"model_type":"llama",{sizes}}}"#), "no .safetensors file");
     }
 }

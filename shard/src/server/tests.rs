@@ -196,7 +196,8 @@ async fn the_shard_says_what_it_is_and_that_it_is_well() {
     assert_eq!((info.dtype.as_str(), info.device_type.as_str()), ("torch.bfloat16", "cpu"));
     assert_eq!((info.attention_impl.as_str(), info.block_size), ("paged", 16));
     assert!(info.support_chunking && info.use_prefix_caching && !info.requires_padding);
-    assert_eq!(info.extensions, ["input_ids", "sampling_more"]);
+    assert_eq!(info.extensions, ["input_ids", "sampling_more", "adapters"]);
+    assert!(info.adapters.is_empty());
     let urls =
         shard.client.service_discovery(v3::ServiceDiscoveryRequest {}).await.unwrap().into_inner().urls;
     assert_eq!(urls, [format!("unix://{}", shard.socket.display())]);
@@ -290,4 +291,22 @@ async fn the_socket_goes_when_the_server_stops() {
     stop.send(()).unwrap();
     server.await.unwrap().unwrap();
     assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn an_adapter_that_is_not_loaded_is_refused_by_name_and_one_that_is_none_is_not_loaded() {
+    let mut shard = Shard::start().await;
+    let batch = v3::Batch {
+        id: 1,
+        requests: vec![v3::Request { adapter_id: Some("poet".to_owned()), ..request(5, "hello") }],
+        ..Default::default()
+    };
+    let prefill = v3::PrefillRequest { batch: Some(batch), cached_batch: None };
+    let refused = shard.client.prefill(prefill).await.unwrap_err();
+    assert_eq!(refused.message(), "request 5: adapter `poet` is not loaded");
+    let load = v3::LoadAdapterRequest { id: "poet".to_owned(), path: "/no/adapter".to_owned() };
+    let refused = shard.client.load_adapter(load).await.unwrap_err();
+    assert!(refused.message().contains("/no/adapter/adapter_config.json"), "{refused}");
+    let unload = v3::UnloadAdapterRequest { id: "poet".to_owned() };
+    shard.client.unload_adapter(unload).await.unwrap();
 }

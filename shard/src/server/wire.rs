@@ -250,10 +250,6 @@ pub(super) mod tests {
     #[test]
     fn what_is_wrong_with_a_request_is_named() {
         assert_eq!(error(|request| request.parameters = None), "request 5: parameters is missing");
-        assert_eq!(
-            error(|request| request.adapter_id = Some("poet".into())),
-            "request 5: adapter `poet` is not loaded"
-        );
         let parameters = |change: fn(&mut v3::NextTokenChooserParameters)| {
             error(|request| change(request.parameters.as_mut().unwrap()))
         };
