@@ -20,7 +20,7 @@
 //! | `archive` | `weights/pytorch/zip.rs` | a whole `.bin` file |
 //! | `pickle` | `weights/pytorch/pickle.rs`, `state_dict.rs` | `data.pkl` in an archive with one storage |
 //! | `legacy` | `weights/pytorch/legacy.rs` | what follows the first three pickles of an old `.bin` file |
-//! | `config` | `model/config_file.rs`, `config.rs` | `config.json` |
+//! | `config` | `model/config_file.rs`, every family | `config.json` |
 //!
 //! The seeds are small and real; a corpus that grows while fuzzing stays on the machine.
 

@@ -5,7 +5,7 @@ use super::AdapterError;
 use super::config::AdapterConfig;
 use crate::backend::Device;
 use crate::layers::{Adapter, Addition, LowRankPair};
-use crate::weights::{Checkpoint, LinearOrigin, Loader, Partition, Region, WeightPath, WeightSource};
+use crate::weights::{Checkpoint, LinearOrigin, Loader, Partition, Region, WeightPath, WeightSource, shown};
 
 /// What PEFT puts before the name that a module has in the model.
 const PREFIX: &str = "base_model.model.";
@@ -38,7 +38,7 @@ impl AdapterLayout {
         let additions: Vec<Option<Addition>> =
             self.linears.iter().map(|linear| self.addition(&mut files, linear)).collect::<Result<_, _>>()?;
         if let Some(tensor) = files.names.iter().filter(|name| !files.used.contains(*name)).min() {
-            return Err(AdapterError::Unused { directory: directory.to_owned(), tensor: tensor.clone() });
+            return Err(AdapterError::Unused { directory: directory.to_owned(), tensor: shown(tensor) });
         }
         if additions.iter().all(Option::is_none) {
             return Err(AdapterError::Empty { directory: directory.to_owned() });

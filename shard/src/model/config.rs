@@ -66,6 +66,9 @@ impl Names {
 /// Positions of a model that does not say how many it was made for.
 const POSITIONS_MAX_DEFAULT: usize = 2048;
 
+/// Most layers accepted: each is described before any weight is looked at. Published models have fewer than 200.
+const LAYERS_MAX: usize = 4096;
+
 /// A decoder's configuration, as far as families share it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ModelConfig {
@@ -105,6 +108,9 @@ impl ModelConfig {
         refuse_quantization(fields)?;
         let hidden = fields.required(names.hidden, Fields::size)?;
         let layers = fields.required(names.layers, Fields::size)?;
+        if layers > LAYERS_MAX {
+            return Err(fields.wrong(names.layers, format!("at most {LAYERS_MAX} layers")));
+        }
         let positions_max = fields.size(names.positions_max)?.unwrap_or(POSITIONS_MAX_DEFAULT);
         let intermediate = match (fields.size(names.intermediate)?, names.widening) {
             (None, Some(widening)) => widening * hidden,

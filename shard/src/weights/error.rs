@@ -184,7 +184,7 @@ pub enum WeightError {
 }
 
 /// A text from a file, fit for one line of a log.
-pub(super) fn shown(name: &str) -> String {
+pub(crate) fn shown(name: &str) -> String {
     const CHARS_MAX: usize = 200;
     let mut line: String = name.chars().take(CHARS_MAX).flat_map(char::escape_debug).collect();
     if name.chars().nth(CHARS_MAX).is_some() {

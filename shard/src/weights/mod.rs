@@ -29,6 +29,7 @@ mod weight;
 
 pub use checkpoint::Checkpoint;
 pub use error::WeightError;
+pub(crate) use error::shown;
 pub use index::Index;
 pub use load::{LinearOrigin, Loader, WeightPath, WeightSource};
 pub use mapped::MappedFile;

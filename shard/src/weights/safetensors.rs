@@ -3,7 +3,7 @@
 //! The entries are the `safetensors` crate's; the checks are ours, because each error must name file and tensor.
 //! Source: the format's description in the safetensors repository, which allows neither overlaps nor holes.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::{self, BTreeMap};
 use std::fmt;
 use std::path::Path;
 
@@ -66,16 +66,19 @@ impl<'de> Deserialize<'de> for Header {
                 while let Some(name) = object.next_key::<String>()? {
                     if name == METADATA {
                         object.next_value::<IgnoredAny>()?;
-                    } else if entries.contains_key(&name) {
-                        return Err(A::Error::custom(format_args!(
-                            "tensor `{}` is there twice",
-                            shown(&name)
-                        )));
-                    } else {
-                        let entry = object.next_value().map_err(|error| {
-                            A::Error::custom(format_args!("tensor `{}`: {error}", shown(&name)))
-                        })?;
-                        entries.insert(name, entry);
+                        continue;
+                    }
+                    match entries.entry(name) {
+                        btree_map::Entry::Occupied(first) => {
+                            let name = shown(first.key());
+                            return Err(A::Error::custom(format_args!("tensor `{name}` is there twice")));
+                        }
+                        btree_map::Entry::Vacant(place) => {
+                            let entry = object.next_value().map_err(|error| {
+                                A::Error::custom(format_args!("tensor `{}`: {error}", shown(place.key())))
+                            })?;
+                            place.insert(entry);
+                        }
                     }
                 }
                 Ok(Header(entries))

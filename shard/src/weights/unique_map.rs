@@ -1,6 +1,6 @@
 //! A JSON object as a map, in which no name may occur twice.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -30,11 +30,14 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
         let mut entries = BTreeMap::new();
         while let Some(name) = object.next_key::<String>()? {
-            if entries.contains_key(&name) {
-                return Err(A::Error::custom(format_args!("`{}` is there twice", shown(&name))));
+            match entries.entry(name) {
+                Entry::Occupied(first) => {
+                    return Err(A::Error::custom(format_args!("`{}` is there twice", shown(first.key()))));
+                }
+                Entry::Vacant(place) => {
+                    place.insert(object.next_value()?);
+                }
             }
-            let value = object.next_value()?;
-            entries.insert(name, value);
         }
         Ok(UniqueMap(entries))
     }

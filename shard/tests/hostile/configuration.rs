@@ -1,5 +1,6 @@
-//! Configurations and tokenizers that are none.
+//! Configurations, tokenizers and adapters that are none.
 
+use crate::safetensors::{VALID, file};
 use crate::{Reader, Row};
 
 /// A configuration that nothing is wrong with but this vocabulary size.
@@ -19,7 +20,7 @@ pub(crate) fn configs() -> Vec<Row> {
         Row::new("no config", Reader::Configuration, Vec::new(), &[NAME, "No such file"]),
         row("empty config", "", &[NAME, "EOF"]),
         row("config that is a list", "[]", &[NAME, "expected a map"]),
-        row("config of deep nesting", &"{\"a\":".repeat(MANY), &[NAME, "recursion limit"]),
+        row("config of deep nesting", &"{\"a\":".repeat(MANY / 3), &[NAME, "recursion limit"]),
         row("config of deep lists", &format!("{{\"a\":{}", "[".repeat(MANY)), &[NAME, "recursion limit"]),
         row(
             "config of many numbers",
@@ -41,6 +42,11 @@ pub(crate) fn configs() -> Vec<Row> {
             "config of huge sizes",
             &with_vocabulary("18446744073709551615"),
             &[NAME, "`vocab_size` is 18446744073709551615"],
+        ),
+        row(
+            "config of a hundred million layers",
+            &with_vocabulary("100").replace("\"num_hidden_layers\":2", "\"num_hidden_layers\":134217728"),
+            &[NAME, "`num_hidden_layers` is 134217728, expected at most 4096 layers"],
         ),
         row("config without sizes", "{}", &[NAME, "is missing"]),
     ]
@@ -68,5 +74,33 @@ pub(crate) fn tokenizers() -> Vec<Row> {
             br#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0},"merges":["b c"]}}"#,
             &[NAME],
         ),
+    ]
+}
+
+pub(crate) fn adapters() -> Vec<Row> {
+    const NAME: &str = "adapter_config.json";
+    const MODEL: &str = "adapter_model.safetensors";
+    const MANY: usize = 300_000;
+    let row = |name, config: &str, model: Vec<u8>, expected| {
+        let files = vec![(NAME, config.as_bytes().to_vec()), (MODEL, model)];
+        Row::new(name, Reader::Adapter, files, expected)
+    };
+    let good = || file(VALID, 8);
+    let long = VALID.replace("weight", &"\\n".repeat(MANY));
+    vec![
+        Row::new("no adapter", Reader::Adapter, Vec::new(), &[NAME, "No such file"]),
+        row("empty adapter", "", good(), &[NAME, "EOF"]),
+        row("adapter of deep nesting", &"{\"r\":".repeat(MANY / 3), good(), &[NAME, "recursion limit"]),
+        row(
+            "adapter of many modules",
+            &format!(r#"{{"lora_alpha":["a"{}]}}"#, ",0".repeat(MANY)),
+            good(),
+            &[NAME, "lora_alpha", "…"],
+        ),
+        row("adapter of a negative scale", r#"{"lora_alpha":-1}"#, good(), &[NAME, "`lora_alpha` is -1"]),
+        row("adapter of another kind", r#"{"peft_type":"PROMPT_TUNING"}"#, good(), &[NAME, "PROMPT_TUNING"]),
+        row("adapter with a broken file", "{}", file(VALID, 7), &[MODEL, "`weight`"]),
+        row("adapter for something else", "{}", good(), &["`weight`", "belongs to no linear layer"]),
+        row("adapter with a name of many lines", "{}", file(&long, 8), &["belongs to no linear layer"]),
     ]
 }

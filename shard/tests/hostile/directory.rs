@@ -136,5 +136,5 @@ fn two_files(directory: &Path) {
 fn unreadable(directory: &Path) {
     let path = directory.join("model.safetensors");
     fs::write(&path, file(VALID, 8)).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
 }

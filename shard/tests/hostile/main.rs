@@ -12,13 +12,16 @@ mod pytorch;
 mod safetensors;
 
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use peak_alloc::PeakAlloc;
+use shard::adapters::AdapterLayout;
+use shard::backend::Device;
 use shard::model::{ConfigFile, DecoderSpec};
 use shard::text::tokenizer::Tokenizer;
-use shard::weights::Checkpoint;
+use shard::weights::{Checkpoint, Partition};
 
 /// Counts what each row makes the readers allocate.
 #[global_allocator]
@@ -36,6 +39,7 @@ enum Reader {
     Weights,
     Configuration,
     Tokenizer,
+    Adapter,
 }
 
 /// A directory that must not be accepted.
@@ -67,7 +71,7 @@ impl Reader {
             Self::Weights => 24,
             // Two bytes of JSON can be a number, which becomes a value of 72 bytes in a list that grows by doubling.
             // The limits on these files' sizes bound the rest.
-            Self::Configuration | Self::Tokenizer => 128,
+            Self::Configuration | Self::Tokenizer | Self::Adapter => 128,
         }
     }
 
@@ -79,7 +83,19 @@ impl Reader {
                 Ok(file) => DecoderSpec::of(&file).err().map(|error| error.to_string()),
             },
             Self::Tokenizer => Tokenizer::load(directory).err().map(|error| error.to_string()),
+            Self::Adapter => no_layers().load(directory).err().map(|error| error.to_string()),
         }
+    }
+}
+
+/// A model without linear layers: every tensor of an adapter is one too many for it.
+fn no_layers() -> AdapterLayout {
+    AdapterLayout {
+        device: Device::cpu(NonZeroUsize::MIN).unwrap(),
+        partition: Partition::WHOLE,
+        linears: Vec::new(),
+        body: String::new(),
+        bodies: &[],
     }
 }
 
@@ -124,6 +140,7 @@ fn every_hostile_file_is_an_error_that_names_it() {
         directory::not_files(),
         configuration::configs(),
         configuration::tokenizers(),
+        configuration::adapters(),
     ];
     let rows: Vec<Row> = tables.into_iter().flatten().collect();
     assert!(rows.len() >= 40, "only {} rows", rows.len());

@@ -228,30 +228,14 @@ impl<'a> Machine<'a> {
             b'}' => self.push_object(Object::Dict(Vec::new()))?,
             b']' => self.push_object(Object::List(Vec::new()))?,
             b')' => self.push_object(Object::Tuple(Vec::new()))?,
-            b't' => {
-                let members = self.above_mark()?;
-                self.tuple(members)?;
-            }
+            b't' => self.above_mark().and_then(|members| self.tuple(members))?,
             0x85..=0x87 => {
-                let members = self.pop_many(usize::from(opcode - 0x84))?;
-                self.tuple(members)?;
+                self.pop_many(usize::from(opcode - 0x84)).and_then(|members| self.tuple(members))?
             }
-            b'a' => {
-                let member = self.pop()?;
-                self.append(vec![member])?;
-            }
-            b'e' => {
-                let members = self.above_mark()?;
-                self.append(members)?;
-            }
-            b's' => {
-                let members = self.pop_many(2)?;
-                self.store(members)?;
-            }
-            b'u' => {
-                let members = self.above_mark()?;
-                self.store(members)?;
-            }
+            b'a' => self.pop().and_then(|member| self.append(vec![member]))?,
+            b'e' => self.above_mark().and_then(|members| self.append(members))?,
+            b's' => self.pop_many(2).and_then(|members| self.store(members))?,
+            b'u' => self.above_mark().and_then(|members| self.store(members))?,
             b'q' => {
                 let [slot] = self.fixed()?;
                 self.remember(slot.into())?;
