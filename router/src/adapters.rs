@@ -281,3 +281,194 @@ impl Adapters {
         Self::new(&names, "acme/tiny", Changes::Forbidden)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::shards::connect;
+    use crate::shards::scripted_server::ScriptedStack;
+
+    /// Two ranks that know how to load adapters and hold these already, and the router's side of it.
+    async fn start(loaded: &[&str]) -> (ScriptedStack, Adapters) {
+        let stack = ScriptedStack::start(2);
+        for rank in 0..2 {
+            let mut rank = stack.rank(rank);
+            rank.adapters = loaded.iter().map(|id| (*id).to_owned()).collect();
+            rank.info.adapters = rank.adapters.clone();
+            rank.info.extensions = vec![proto::extensions::ADAPTERS.to_owned()];
+        }
+        let shards = connect(&stack.master(), Duration::from_secs(10)).await.unwrap();
+        let changes = Changes::Possible(shards.adapters().expect("they announce it"));
+        let adapters = Adapters::new(&shards.info().adapters, "acme/tiny", changes);
+        stack.calls();
+        (stack, adapters)
+    }
+
+    fn wire_id(adapters: &Adapters, name: &str) -> Option<String> {
+        adapters.find(name).map(|adapter| adapter.wire_id().to_owned())
+    }
+
+    /// A directory to load from, as an argument and as the shards hear of it.
+    fn directory() -> (tempfile::TempDir, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().canonicalize().unwrap().to_str().unwrap().to_owned();
+        (directory, path)
+    }
+
+    async fn refusal(adapters: &Adapters, name: &str, path: &str) -> String {
+        adapters.load(name, path).await.unwrap_err().to_string()
+    }
+
+    #[tokio::test]
+    async fn adapters_of_the_start_have_their_name_on_the_wire() {
+        let (_stack, adapters) = start(&["poet", "org/judge"]).await;
+        assert_eq!(wire_id(&adapters, "poet").as_deref(), Some("poet"));
+        assert_eq!(wire_id(&adapters, "org/judge").as_deref(), Some("org/judge"));
+        let unknown = adapters.unknown("adapter_id", "x").to_string();
+        let expected =
+            "`adapter_id` is `x`, but no adapter of this name is loaded; there are: `org/judge`, `poet`";
+        assert_eq!(unknown, expected);
+    }
+
+    #[tokio::test]
+    async fn loading_asks_every_rank_and_gives_an_id_of_its_own() {
+        let (stack, adapters) = start(&[]).await;
+        let (_directory, path) = directory();
+        adapters.load("poet", &format!("{path}/.")).await.unwrap();
+        for rank in 0..2 {
+            assert_eq!(stack.rank(rank).calls.last().unwrap(), &format!("load poet#1 from {path}"));
+        }
+        assert_eq!(wire_id(&adapters, "poet").as_deref(), Some("poet#1"));
+    }
+
+    #[tokio::test]
+    async fn an_unloaded_adapter_leaves_the_shards_with_its_last_request() {
+        let (stack, adapters) = start(&["poet"]).await;
+        let held = adapters.find("poet").unwrap();
+        let held_too = Arc::clone(&held);
+        adapters.unload("poet").unwrap();
+        assert!(adapters.find("poet").is_none(), "the name is gone at once");
+        assert!(matches!(adapters.unload("poet"), Err(AdapterError::Unknown(_))));
+
+        // The name can be had again, while the old adapter is still in use.
+        let (_directory, path) = directory();
+        adapters.load("poet", &path).await.unwrap();
+        assert_eq!(wire_id(&adapters, "poet").as_deref(), Some("poet#1"));
+        drop(held);
+        assert_eq!(stack.rank(0).adapters, ["poet", "poet#1"], "one request still holds the old one");
+        drop(held_too);
+        for rank in 0..2 {
+            stack.called(rank, "unload poet").await;
+            assert_eq!(stack.rank(rank).adapters, ["poet#1"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_id_is_never_given_twice() {
+        let (stack, adapters) = start(&["left#7", "plain#x"]).await;
+        let (_directory, path) = directory();
+        adapters.load("left", &path).await.unwrap();
+        assert_eq!(wire_id(&adapters, "left").as_deref(), Some("left#8"));
+        adapters.unload("left").unwrap();
+        stack.called(0, "unload left#8").await;
+        adapters.load("left", &path).await.unwrap();
+        assert_eq!(wire_id(&adapters, "left").as_deref(), Some("left#9"));
+    }
+
+    #[tokio::test]
+    async fn what_one_rank_refuses_no_rank_keeps() {
+        let (stack, adapters) = start(&[]).await;
+        let (_directory, path) = directory();
+        stack.rank(1).refuses = Some("rank 8 is too odd".to_owned());
+        let expected = "adapter `poet` was refused by the model server: rank 8 is too odd";
+        assert_eq!(refusal(&adapters, "poet", &path).await, expected);
+        assert_eq!(stack.rank(0).calls.last().unwrap(), "unload poet#1");
+        assert_eq!(stack.rank(0).adapters, Vec::<String>::new());
+        assert!(adapters.find("poet").is_none());
+
+        stack.rank(1).refuses = None;
+        adapters.load("poet", &path).await.unwrap();
+        assert_eq!(wire_id(&adapters, "poet").as_deref(), Some("poet#2"));
+    }
+
+    #[tokio::test]
+    async fn shards_that_do_not_answer_have_not_loaded() {
+        let (mut stack, adapters) = start(&[]).await;
+        let (_directory, path) = directory();
+        stack.stop().await;
+        let error = refusal(&adapters, "poet", &path).await;
+        assert!(error.starts_with("adapter `poet` was not loaded: Could not connect"), "{error}");
+        assert!(adapters.find("poet").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_does_not_end_the_load() {
+        let (stack, adapters) = start(&[]).await;
+        let (_directory, path) = directory();
+        let gate = Arc::new(Notify::new());
+        stack.rank(1).gate = Some(Arc::clone(&gate));
+        tokio::select! {
+            _ = adapters.load("poet", &path) => panic!("rank 1 waits"),
+            () = stack.called(1, &format!("load poet#1 from {path}")) => {}
+        }
+        stack.rank(1).gate = None;
+        gate.notify_one();
+        // Loads wait for each other, so this one comes to see the first one's end.
+        assert!(matches!(adapters.load("poet", &path).await, Err(AdapterError::Taken(_))));
+        assert_eq!(wire_id(&adapters, "poet").as_deref(), Some("poet#1"));
+    }
+
+    #[tokio::test]
+    async fn names_and_directories_are_checked_before_the_shards_are_asked() {
+        let (stack, adapters) = start(&["taken"]).await;
+        let (_directory, path) = directory();
+        let long = "x".repeat(201);
+        for (name, path, expected) in [
+            ("", path.as_str(), "`lora_name` is empty"),
+            (&long, &path, "`lora_name` has 201 bytes, but may have at most 200"),
+            ("a\nb", &path, "`lora_name` is \"a\\nb\", but may consist of letters, digits and"),
+            ("a#1", &path, "`lora_name` is \"a#1\", but may consist of letters, digits and"),
+            ("acme/tiny", &path, "`lora_name` is `acme/tiny`, which means the base model"),
+            ("tgi", &path, "`lora_name` is `tgi`, which means the base model"),
+            (
+                "taken",
+                &path,
+                "`lora_name` is `taken`, but an adapter of this name is loaded; unload it first",
+            ),
+            (
+                "poet",
+                "org/poet",
+                "`lora_path` is \"org/poet\", but must be a directory of the machine that serves;",
+            ),
+            ("poet", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "`lora_path` is \""),
+        ] {
+            let error = refusal(&adapters, name, path).await;
+            assert!(error.starts_with(expected), "{error}");
+        }
+        assert_eq!(stack.calls(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn what_is_forbidden_or_impossible_says_so() {
+        let (_directory, path) = directory();
+        let fixed = Adapters::fixed(&["poet"]);
+        assert!(refusal(&fixed, "judge", &path).await.contains("without `--allow-runtime-adapters`"));
+        assert!(matches!(fixed.unload("poet"), Err(AdapterError::Forbidden)));
+        let old = Adapters::new(&[], "acme/tiny", Changes::Unsupported);
+        assert!(refusal(&old, "judge", &path).await.ends_with("it does not know how"));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_server_leaves_the_adapters_loaded() {
+        let (stack, adapters) = start(&["poet"]).await;
+        drop(adapters);
+        // The next call shows that nothing was sent before it.
+        let shards = connect(&stack.master(), Duration::from_secs(10)).await.unwrap();
+        assert_eq!(stack.calls(), ["discover", "clear all", "info"]);
+        assert_eq!(shards.info().adapters, ["poet"]);
+    }
+}

@@ -48,6 +48,7 @@ impl LaunchPlan {
         vec![
             Row::new("model", &values.model),
             Row::path("model-directory", &values.model_directory),
+            Row::new("lora-adapters", &values.adapters),
             Row::new("device", &values.device),
             Row::new("dtype", &values.dtype),
             Row::new("quantization", &values.quantization),
@@ -73,9 +74,13 @@ impl LaunchPlan {
     }
 
     fn commands(&self) -> Vec<(String, &ChildCommand)> {
-        let download = self.download.iter().map(|command| ("download".to_owned(), command));
+        let downloads = self.downloads.iter().map(|download| {
+            let is_model = download.id == self.values.model.value;
+            let name = if is_model { "download".to_owned() } else { format!("download-{}", download.id) };
+            (name, &download.command)
+        });
         let shards = self.shards.iter().map(|shard| (format!("shard-{}", shard.rank), &shard.command));
-        download.chain(shards).chain([("router".to_owned(), &self.router)]).collect()
+        downloads.chain(shards).chain([("router".to_owned(), &self.router)]).collect()
     }
 }
 
