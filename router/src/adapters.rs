@@ -411,9 +411,10 @@ mod tests {
         let (_directory, path) = directory();
         let gate = Arc::new(Notify::new());
         stack.rank(1).gate = Some(Arc::clone(&gate));
+        let call = format!("load poet#1 from {path}");
         tokio::select! {
             _ = adapters.load("poet", &path) => panic!("rank 1 waits"),
-            () = stack.called(1, &format!("load poet#1 from {path}")) => {}
+            () = stack.called(1, &call) => {}
         }
         stack.rank(1).gate = None;
         gate.notify_one();

@@ -48,10 +48,10 @@ impl LaunchPlan {
         vec![
             Row::new("model", &values.model),
             Row::path("model-directory", &values.model_directory),
-            Row::new("lora-adapters", &values.adapters),
             Row::new("device", &values.device),
             Row::new("dtype", &values.dtype),
             Row::new("quantization", &values.quantization),
+            Row::new("lora-adapters", &values.adapters),
             Row::new("weights-memory", &values.weights),
             Row::new("machine-memory", &values.memory),
             Row::new("num-shard", &values.shard_count),
