@@ -43,6 +43,17 @@ impl Hub {
         }
     }
 
+    /// What there is of a LoRA adapter: on the Hub, or in the cache if the Hub may not or cannot be asked.
+    ///
+    /// Errors when there is no such repository or revision, when it may not be read, or when it is no adapter.
+    pub fn survey_adapter(&self, source: &Source) -> Result<Survey, HubError> {
+        let survey = survey::look(&self.client, &self.config, source, Some(Kind::Adapter), SAFETENSORS)?;
+        match survey.has(ADAPTER_CONFIG) {
+            true => Ok(survey),
+            false => Err(HubError::NoAdapter { source_name: source.to_string() }),
+        }
+    }
+
     /// Where one file of a revision is, fetched if it has to be.
     ///
     /// Errors when there is no such file, or when it cannot be fetched.

@@ -52,9 +52,12 @@ pub struct Args {
     /// Tokens to speculate per step.
     #[arg(long, env, help_heading = MODEL)]
     pub speculate: Option<usize>,
-    /// LoRA adapters to load at the start, separated by commas.
+    /// LoRA adapters to load at the start, separated by commas: each `id` or `id@revision` of the Hub, or `name=/directory`.
     #[arg(long, env, help_heading = MODEL)]
     pub lora_adapters: Option<String>,
+    /// Let clients load and unload LoRA adapters from directories of this machine while the server runs.
+    #[arg(long, env, help_heading = MODEL)]
+    pub allow_runtime_adapters: bool,
     /// Scaling of the rotary embedding, instead of the model's own.
     #[arg(long, env, help_heading = MODEL, value_parser = ["linear", "dynamic"])]
     pub rope_scaling: Option<String>,
@@ -319,7 +322,7 @@ mod tests {
 
     #[test]
     fn every_switch_parses_and_has_the_variable_of_its_name() {
-        for flag in SWITCHES {
+        for flag in SWITCHES.into_iter().chain(["allow-runtime-adapters"]) {
             parse(&[&format!("--{flag}")]).unwrap_or_else(|error| panic!("--{flag}: {error}"));
             assert_eq!(variable(flag), Some(flag.to_uppercase().replace('-', "_")), "--{flag}");
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use hub::HubError;
 
+use crate::adapters::AdapterError;
 use crate::model::ModelError;
 use crate::plan::PlanError;
 use crate::process::Ending;
@@ -21,11 +22,14 @@ pub enum LaunchError {
     #[error("LOG_LEVEL: {0}")]
     LogLevel(String),
     /// Arguments that contradict each other or ask for what is not there.
-    #[error("{}: {0}", .0.name())]
+    #[error("{name}: {0}", name = .0.name())]
     Arguments(#[from] PlanError),
     /// The model's files are not all there.
     #[error("{0}")]
     Model(#[from] ModelError),
+    /// An adapter's files are not there.
+    #[error("{0}")]
+    Adapter(#[from] AdapterError),
     /// The model cannot be found on the Hub or fetched from it.
     #[error("DownloadError: {0}")]
     Hub(#[from] HubError),
@@ -33,9 +37,9 @@ pub enum LaunchError {
     #[error("DownloadError: {0}")]
     DownloadCannotStart(io::Error),
     /// The download ended otherwise than it should.
-    #[error("DownloadError: the download of model `{id}` ended with {ending}")]
+    #[error("DownloadError: the download of `{id}` ended with {ending}")]
     DownloadFailed {
-        /// The model.
+        /// The model or adapter.
         id: String,
         /// How it ended.
         ending: Ending,

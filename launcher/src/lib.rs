@@ -19,6 +19,7 @@ use telemetry::LogFormat;
 use tracing::level_filters::LevelFilter;
 use tracing::{info, warn};
 
+pub mod adapters;
 pub mod args;
 pub mod demo;
 pub mod download;
@@ -42,7 +43,7 @@ use error::LaunchError;
 use model::{Model, ModelSource};
 use plan::{LaunchPlan, PlanInput};
 use run_dir::RunDir;
-use search::Search;
+use search::{Found, Search};
 use signals::StopSignals;
 
 /// Runs the launcher as if started with these arguments, the program's name first. Ends the process for `--help`,
@@ -106,21 +107,22 @@ impl Start<'_> {
         let run_dir = RunDir::create(temporary, *pid).map_err(failed)?;
 
         self.check_files()?;
-        let model = tokio::select! {
+        let found = tokio::select! {
             biased;
             signal = signals.next() => {
                 info!("{signal}: stopping");
                 return Ok(());
             }
-            model = Search::new(self.args, run_dir.path()).run_in_background() => model?,
+            found = Search::new(self.args, run_dir.path()).run_in_background() => found?,
         };
-        let plan = self.plan(&model, run_dir.path())?;
+        let plan = self.plan(&found, run_dir.path())?;
+        let model = &found.model;
         let address = plan.values.address.value;
         socket::check_free(address).map_err(|source| LaunchError::Listen { address, source })?;
         if model.source == ModelSource::Embedded {
             demo::write_into(&model.directory).map_err(failed)?;
         }
-        self.announce(&model, &plan);
+        self.announce(model, &plan);
         supervise::run(&plan, &mut signals).await
     }
 
@@ -132,9 +134,10 @@ impl Start<'_> {
         }
     }
 
-    fn plan(&self, model: &Model, run_dir: &std::path::Path) -> Result<LaunchPlan, LaunchError> {
+    fn plan(&self, found: &Found, run_dir: &std::path::Path) -> Result<LaunchPlan, LaunchError> {
         let Self { args, variables, machine, log_level } = self;
-        Ok(LaunchPlan::new(PlanInput { args, model, machine, variables, log_level, run_dir })?)
+        let Found { model, adapters } = found;
+        Ok(LaunchPlan::new(PlanInput { args, model, adapters, machine, variables, log_level, run_dir })?)
     }
 
     /// Says what was decided, before it starts.

@@ -1,4 +1,4 @@
-//! Finds the model that was asked for: part of this program, in a directory, or on the Hub.
+//! Finds what was asked for: the model, which is part of this program, in a directory or on the Hub; and its adapters.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -6,10 +6,12 @@ use std::thread;
 use hub::{Hub, HubConfig, Source};
 use tokio::sync::oneshot;
 
+use crate::adapters::{self, Adapter};
 use crate::args::Args;
 use crate::demo;
 use crate::error::LaunchError;
 use crate::model::{HubOrigin, Model, ModelError, ModelSource};
+use crate::plan;
 
 /// What to look for. On the Hub, that fetches `config.json` and nothing else.
 #[derive(Clone, Debug)]
@@ -18,7 +20,17 @@ pub struct Search {
     revision: Option<String>,
     hub_cache: Option<PathBuf>,
     weights_directory: Option<PathBuf>,
+    lora_adapters: String,
     demo_directory: PathBuf,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The model to serve.
+    pub model: Model,
+    /// The adapters to load at the start.
+    pub adapters: Vec<Adapter>,
 }
 
 impl Search {
@@ -30,24 +42,29 @@ impl Search {
             revision: args.revision.clone(),
             hub_cache: path(&args.huggingface_hub_cache),
             weights_directory: path(&args.weights_cache_override),
+            lora_adapters: args.lora_adapters.clone().unwrap_or_default(),
             demo_directory: run_dir.join(demo::ID),
         }
     }
 
-    /// Finds the model. May take as long as the Hub takes to answer.
+    /// Finds everything. May take as long as the Hub takes to answer.
     ///
-    /// Errors when there is none, when it may not be read, or when the environment says something about the Hub that
-    /// makes no sense.
-    pub fn run(self) -> Result<Model, LaunchError> {
-        match &self.id {
-            None => Ok(Model::demo(self.demo_directory)),
-            Some(id) if is_on_the_hub(id) => self.on_the_hub(id),
-            Some(id) => Ok(Model::open(id, self.weights_directory.as_deref())?),
-        }
+    /// Errors when something is nowhere, when it may not be read, when the list of adapters is none, or when the
+    /// environment says something about the Hub that makes no sense.
+    pub fn run(self) -> Result<Found, LaunchError> {
+        // What can be wrong at once is not to wait for the Hub.
+        let adapters = plan::parse_adapters(&self.lora_adapters)?;
+        let model = match &self.id {
+            None => Model::demo(self.demo_directory.clone()),
+            Some(id) if is_on_the_hub(id) => self.on_the_hub(id)?,
+            Some(id) => Model::open(id, self.weights_directory.as_deref())?,
+        };
+        let adapters = adapters.into_iter().map(|argument| adapters::resolve(argument, || self.hub()));
+        Ok(Found { model, adapters: adapters.collect::<Result<_, _>>()? })
     }
 
-    /// Finds the model on a thread of its own, so that a signal can end the waiting. The thread ends with the process.
-    pub async fn run_in_background(self) -> Result<Model, LaunchError> {
+    /// Finds everything on a thread of its own, so that a signal can end the waiting. The thread ends with the process.
+    pub async fn run_in_background(self) -> Result<Found, LaunchError> {
         let (sender, receiver) = oneshot::channel();
         // Nobody listens any more when a signal came first.
         thread::spawn(move || drop(sender.send(self.run())));
@@ -55,10 +72,8 @@ impl Search {
     }
 
     fn on_the_hub(&self, id: &str) -> Result<Model, LaunchError> {
-        let config = HubConfig::from_env(self.hub_cache.as_deref());
-        let config = config.map_err(|error| LaunchError::Variable(error.to_string()))?;
         let source = Source::new(id, self.revision.as_deref())?;
-        let hub = Hub::new(config)?;
+        let hub = self.hub()?;
         let survey = hub.survey_model(&source)?;
         for file in ["config.json", "tokenizer.json"] {
             if !survey.has(file) {
@@ -74,6 +89,12 @@ impl Search {
         let listed: Vec<u64> = survey.likely_weights().iter().map(|entry| entry.size.unwrap_or(0)).collect();
         let weights = self.weights_directory.as_deref();
         Ok(Model::at(id, survey.directory(), ModelSource::Hub(origin), weights, &listed)?)
+    }
+
+    fn hub(&self) -> Result<Hub, LaunchError> {
+        let config = HubConfig::from_env(self.hub_cache.as_deref());
+        let config = config.map_err(|error| LaunchError::Variable(error.to_string()))?;
+        Ok(Hub::new(config)?)
     }
 }
 
@@ -97,7 +118,8 @@ mod tests {
     #[test]
     fn without_an_id_the_demo_model_is_found() {
         let args = Args::parse_without_environment(&[]).unwrap();
-        let model = Search::new(&args, Path::new("/run/tgi")).run().unwrap();
+        let Found { model, adapters } = Search::new(&args, Path::new("/run/tgi")).run().unwrap();
+        assert_eq!(adapters, []);
         assert_eq!((model.id.as_str(), model.directory.as_path()), ("demo", Path::new("/run/tgi/demo")));
     }
 }

@@ -1,4 +1,4 @@
-//! Executes a plan: the download, then shards, then the router; watches over all of them; stops them in reverse order.
+//! Executes a plan: the downloads, then shards, then the router; watches over all of them; stops them in reverse order.
 
 use std::fs;
 use std::future::{Future, poll_fn};
@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{error, info, info_span, warn};
 
 use crate::error::LaunchError;
-use crate::plan::{LaunchPlan, ShardPlan};
+use crate::plan::{DownloadPlan, LaunchPlan, ShardPlan};
 use crate::process::{Ending, Process};
 use crate::signals::StopSignals;
 use crate::socket;
@@ -44,8 +44,10 @@ struct Stack<'a> {
 impl Stack<'_> {
     /// From the first child's start until something ends.
     async fn serve(&mut self, signals: &mut StopSignals) -> Result<(), LaunchError> {
-        if !self.download(signals).await? {
-            return Ok(());
+        for download in &self.plan.downloads {
+            if !fetch(download, signals).await? {
+                return Ok(());
+            }
         }
         self.start_shards()?;
         tokio::select! {
@@ -77,30 +79,6 @@ impl Stack<'_> {
                 Err(LaunchError::WebserverFailed(ending))
             }
         }
-    }
-
-    /// Waits until the model's files are there; false when a signal has ended that. What has come by then stays in the
-    /// cache, and the next download goes on from it.
-    async fn download(&self, signals: &mut StopSignals) -> Result<bool, LaunchError> {
-        let Some(command) = &self.plan.download else { return Ok(true) };
-        let id = &self.plan.values.model.value;
-        info!("Starting check and download process for {id}");
-        let mut process = Process::spawn("download", command).map_err(LaunchError::DownloadCannotStart)?;
-        let ending = tokio::select! {
-            biased;
-            signal = signals.next() => {
-                info!("{signal}: stopping");
-                process.terminate();
-                process.end_by(deadline(DOWNLOAD_END)).await;
-                return Ok(false);
-            }
-            (_, ending) = first_end(std::slice::from_mut(&mut process)) => ending,
-        };
-        if !ending.is_success() {
-            return Err(LaunchError::DownloadFailed { id: id.clone(), ending });
-        }
-        info!("Successfully downloaded weights for {id}");
-        Ok(true)
     }
 
     fn start_shards(&mut self) -> Result<(), LaunchError> {
@@ -162,6 +140,29 @@ impl Stack<'_> {
             process.kill().await;
         }
     }
+}
+
+/// Waits until the files of a repository are there; false when a signal has ended that. What has come by then stays in
+/// the cache, and the next download goes on from it.
+async fn fetch(download: &DownloadPlan, signals: &mut StopSignals) -> Result<bool, LaunchError> {
+    let DownloadPlan { id, command } = download;
+    info!("Starting check and download process for {id}");
+    let mut process = Process::spawn("download", command).map_err(LaunchError::DownloadCannotStart)?;
+    let ending = tokio::select! {
+        biased;
+        signal = signals.next() => {
+            info!("{signal}: stopping");
+            process.terminate();
+            process.end_by(deadline(DOWNLOAD_END)).await;
+            return Ok(false);
+        }
+        (_, ending) = first_end(std::slice::from_mut(&mut process)) => ending,
+    };
+    if !ending.is_success() {
+        return Err(LaunchError::DownloadFailed { id: id.clone(), ending });
+    }
+    info!("Successfully downloaded weights for {id}");
+    Ok(true)
 }
 
 /// Now and a while. A while beyond what the clock can count is a year.

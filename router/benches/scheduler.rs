@@ -86,6 +86,7 @@ fn request() -> ValidRequest {
         },
         prompt_logprobs: false,
         top_n_tokens: 0,
+        adapter: None,
     }
 }
 

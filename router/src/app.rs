@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::adapters::{Adapters, Changes};
 use crate::batching::Batcher;
 use crate::chat::source::TemplateSource;
 use crate::chat::template::ChatTemplate;
@@ -25,7 +26,7 @@ use crate::infer::Infer;
 use crate::limits::{Limits, LimitsError};
 use crate::metrics::Metrics;
 use crate::request::validate::Validator;
-use crate::shards::{self, ShardError};
+use crate::shards::{self, GrpcShards, ShardError};
 use crate::text::Tokenizer;
 use crate::text::tokenizer::LoadError;
 
@@ -80,13 +81,15 @@ async fn build(config: &Config) -> Result<App, AppError> {
     tracing::info!("Setting max batch total tokens to {}", limits.batching.capacity.usable());
     let metrics = Metrics::new(limits.buckets());
     let health = shards.health();
+    let adapters = adapters(config, &shards);
     let batcher = Batcher::start(shards, limits.batching.clone(), metrics.clone());
-    let validator = Validator::new(tokenizer.clone(), limits.request.clone());
+    let validator = Validator::new(tokenizer.clone(), limits.request.clone(), adapters.clone());
     tracing::info!("Using backend V3");
     Ok(App {
         infer: Infer::new(batcher, validator, metrics.clone(), config.limits.concurrent_requests),
         tokenizer,
         template: template(&config.model),
+        adapters,
         metrics,
         health: HealthProbe::new(move || {
             let health = health.clone();
@@ -96,6 +99,19 @@ async fn build(config: &Config) -> Result<App, AppError> {
         compute_type: config.http.compute_type.clone(),
         body_bytes_max: config.http.body_bytes_max,
     })
+}
+
+fn adapters(config: &Config, shards: &GrpcShards) -> Adapters {
+    let ids = &shards.info().adapters;
+    if !ids.is_empty() {
+        tracing::info!("Adapters: {}", ids.join(", "));
+    }
+    let changes = match (config.allow_runtime_adapters, shards.adapters()) {
+        (false, _) => Changes::Forbidden,
+        (true, None) => Changes::Unsupported,
+        (true, Some(shards)) => Changes::Possible(shards),
+    };
+    Adapters::new(ids, &config.model.name, changes)
 }
 
 /// The number of tokens that the model has embeddings for, as its `config.json` tells. The shards have read the same file,

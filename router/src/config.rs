@@ -94,6 +94,9 @@ pub(crate) struct Args {
     /// Directory with the model's tokenizer and configuration files
     #[arg(long, env)]
     tokenizer_name: PathBuf,
+    /// Let clients load and unload LoRA adapters from this machine's directories
+    #[arg(long, env)]
+    allow_runtime_adapters: bool,
     /// What clients see as the model's name [default: as --tokenizer-name]
     #[arg(long, env)]
     model_name: Option<String>,
@@ -184,6 +187,8 @@ pub(crate) struct Config {
     pub(crate) logs: LogConfig,
     pub(crate) model: ModelConfig,
     pub(crate) socket: PathBuf,
+    /// Whether clients may load and unload adapters.
+    pub(crate) allow_runtime_adapters: bool,
     pub(crate) http: HttpConfig,
     pub(crate) limits: LimitsConfig,
     pub(crate) validation_workers: NonZeroUsize,
@@ -258,6 +263,7 @@ impl Config {
                 no_color: args.no_color.as_ref().is_some_and(|value| !value.is_empty()),
             },
             socket: args.master_shard_uds_path.clone(),
+            allow_runtime_adapters: args.allow_runtime_adapters,
             http: http(&args, &mut warnings)?,
             limits,
             validation_workers,

@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::adapters::{Adapter, UnknownAdapter};
 use crate::batching::{Batcher, Event, FinishReason, Finished, PromptToken, Step, Stopped, Waiting};
 use crate::chat::template::TemplateError;
 use crate::metrics::{Failure, Metrics, RequestTimings};
@@ -46,8 +47,8 @@ pub(crate) enum InferError {
     Template(#[from] TemplateError),
     #[error("Tool error: Grammar and tools are mutually exclusive")]
     GrammarWithTools,
-    #[error("`adapter_id` is `{0}`, but no adapter of this name is loaded")]
-    UnknownAdapter(String),
+    #[error(transparent)]
+    UnknownAdapter(#[from] UnknownAdapter),
 }
 
 impl InferError {
@@ -172,16 +173,14 @@ impl Infer {
     async fn try_admit(&self, request: Request, record: &Arc<Record>) -> Result<Vec<Generating>, InferError> {
         let Request { inputs, params, streamed, .. } = request;
         self.validator.check_sequences(&params, streamed)?;
-        if let Some(adapter) = params.adapter {
-            return Err(InferError::UnknownAdapter(adapter));
-        }
+        let adapter = self.validator.adapter(&params)?;
         let count = params.sequences();
         let permits = self.permits.clone().try_acquire_many_owned(count);
         let mut permits = permits.map_err(|_| InferError::Overloaded)?;
 
-        let valid = self.validator.validate(inputs, params).await?;
+        let valid = self.validator.validate(inputs, params, adapter).await?;
         self.metrics.request_validated(valid.prompt.length(), valid.stopping.max_new_tokens);
-        record.admitted(count, valid.prompt.length());
+        record.admitted(count, &valid);
         let mut sequences = Vec::with_capacity(count as usize);
         for number in 0..count {
             let permit = permits.split(1).expect("one permit per sequence was taken");
@@ -300,6 +299,8 @@ struct Record {
 #[derive(Debug, Default)]
 struct Progress {
     prompt_tokens: TokenCount,
+    /// Name of the adapter, if the request has one.
+    adapter: Option<String>,
     first_token: Option<Instant>,
     /// Streams that have not ended.
     running: u32,
@@ -314,10 +315,11 @@ impl Record {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admitted(&self, sequences: u32, prompt_tokens: TokenCount) {
+    fn admitted(&self, sequences: u32, request: &ValidRequest) {
         let mut progress = self.progress();
         progress.running = sequences;
-        progress.prompt_tokens = prompt_tokens;
+        progress.prompt_tokens = request.prompt.length();
+        progress.adapter = request.adapter.as_deref().map(Adapter::name).map(str::to_owned);
     }
 
     fn token(&self) {
@@ -355,9 +357,11 @@ impl Record {
             return;
         }
         self.metrics.request_succeeded(timings, tokens);
+        let progress = self.progress();
         tracing::info!(
             request_id = %self.id.simple(),
-            tokens_prompt = self.progress().prompt_tokens.0,
+            adapter = progress.adapter,
+            tokens_prompt = progress.prompt_tokens.0,
             tokens_generated = tokens.0,
             validation_ms = timings.validation.as_millis() as u64,
             queue_ms = timings.queue.as_millis() as u64,

@@ -10,8 +10,8 @@
 //! 6. [`shards`]: one plan becomes the calls of the contract, to every rank.
 //! 7. `http/sse.rs`, or one body: events go to the client; [`metrics`] and one log line tell of it.
 //!
-//! Around them: `config.rs` (flags and environment, read nowhere else), `limits.rs` (what user and shards agree on) and
-//! `app.rs` (builds the parts, serves, drains).
+//! Around them: `config.rs` (flags and environment, read nowhere else), `limits.rs` (what user and shards agree on),
+//! [`adapters`] (which LoRA adapters requests can name) and `app.rs` (builds the parts, serves, drains).
 //!
 //! What is absent:
 //!
@@ -29,6 +29,7 @@ use clap::Parser as _;
 
 use self::config::{Args, Config};
 
+pub mod adapters;
 mod app;
 pub mod batching;
 pub mod cache;

@@ -165,6 +165,7 @@ mod tests {
             attention_impl: "paged".to_owned(),
             block_size: BlockSize::new(10).unwrap(),
             extensions: Extensions::default(),
+            adapters: Vec::new(),
         }
     }
 

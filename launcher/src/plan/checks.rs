@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use shard::config::SHARDS_MAX;
 
-use super::unserved;
+use super::{PlanInput, unserved};
 use crate::args::Args;
 use crate::secret::Secret;
 
@@ -63,6 +63,25 @@ pub enum PlanError {
     /// A key that anybody could guess.
     #[error("--api-key (API_KEY) is empty; leave it out to serve without a key")]
     EmptyApiKey,
+    /// A part of the list of adapters that is no adapter.
+    #[error(
+        "--lora-adapters: `{item}`: {problem}; an adapter is `id`, `id@revision`, `name=/directory` or \
+        `name=/directory@revision`"
+    )]
+    Adapter {
+        /// The part.
+        item: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A name that would mean two adapters.
+    #[error("--lora-adapters: `{0}` is there twice")]
+    AdapterTwice(String),
+    /// A name that would mean the adapter and the model without it.
+    #[error(
+        "--lora-adapters: `{0}` is the name of the model; give the adapter another one, as in name=/directory"
+    )]
+    AdapterIsModel(String),
     /// A tunnel without what it needs.
     #[error("--ngrok needs --ngrok-authtoken and --ngrok-edge")]
     NgrokIncomplete,
@@ -98,8 +117,9 @@ impl PlanError {
     }
 }
 
-/// Checks what needs no knowledge of model or machine.
-pub(super) fn check(args: &Args) -> Result<(), PlanError> {
+/// Checks what can be wrong whatever is derived.
+pub(super) fn check(input: PlanInput<'_>) -> Result<(), PlanError> {
+    let args = input.args;
     if args.max_input_tokens.is_some() && args.max_input_length.is_some() {
         return Err(PlanError::InputTwice);
     }
@@ -112,6 +132,10 @@ pub(super) fn check(args: &Args) -> Result<(), PlanError> {
     check_zeros(args)?;
     check_sizes(args)?;
     check_order(args)?;
+    let name = &input.model.id;
+    if input.adapters.iter().any(|adapter| adapter.name == *name) {
+        return Err(PlanError::AdapterIsModel(name.clone()));
+    }
     unserved::refuse(args)
 }
 

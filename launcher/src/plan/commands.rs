@@ -8,9 +8,10 @@ use hub::config::TOKEN_VARIABLES;
 
 use super::shards::socket_path;
 use super::values::Values;
-use super::{PlanInput, ShardPlan};
+use super::{DownloadPlan, PlanInput, ShardPlan, adapters};
+use crate::adapters::AdapterSource;
 use crate::args;
-use crate::model::ModelSource;
+use crate::model::{HubOrigin, ModelSource};
 use crate::secret::Secret;
 use crate::tether::CHILD_OF;
 
@@ -122,24 +123,40 @@ impl ChildCommand {
     }
 }
 
-/// What fetches a model of the Hub. None for what is on this machine anyway.
-pub(super) fn download(input: PlanInput<'_>) -> Option<ChildCommand> {
-    let ModelSource::Hub(origin) = &input.model.source else { return None };
-    if origin.is_cached {
-        return None;
+/// What fetches the model, then the adapters. Nothing for what is on this machine anyway.
+pub(super) fn downloads(input: PlanInput<'_>) -> Vec<DownloadPlan> {
+    let mut downloads = Vec::new();
+    if let ModelSource::Hub(origin) = &input.model.source
+        && !origin.is_cached
+    {
+        let mut command = download(input, &input.model.id, origin);
+        command.path_if("--weights-cache-override", input.args.weights_cache_override.as_ref());
+        downloads.push(DownloadPlan { id: input.model.id.clone(), command });
     }
+    for adapter in input.adapters {
+        if let AdapterSource::Hub(origin) = &adapter.source
+            && !origin.is_cached
+        {
+            let mut command = download(input, &adapter.name, origin);
+            command.word("--adapter");
+            downloads.push(DownloadPlan { id: adapter.name.clone(), command });
+        }
+    }
+    downloads
+}
+
+fn download(input: PlanInput<'_>, id: &str, origin: &HubOrigin) -> ChildCommand {
     let args = input.args;
     let mut command = ChildCommand::new(input, "download-weights");
-    command.word(&input.model.id);
+    command.word(id);
     command.option("--revision", &origin.revision);
     command.option("--commit", &origin.commit);
     command.option("--logger-level", input.log_level);
     command.switch_if("--json-output", args.json_output);
     command.path_if("--huggingface-hub-cache", args.huggingface_hub_cache.as_ref());
-    command.path_if("--weights-cache-override", args.weights_cache_override.as_ref());
     // Its level is on its command line.
     command.removed.push("LOG_LEVEL".into());
-    Some(command)
+    command
 }
 
 pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> ShardPlan {
@@ -167,6 +184,9 @@ pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> Shard
     command.variable_if("WATERMARK_DELTA", args.watermark_delta);
     if args.enable_prefill_logprobs {
         command.variable("REQUEST_LOGPROBS", 1);
+    }
+    if !input.adapters.is_empty() {
+        command.variable("LORA_ADAPTERS", adapters::list(input.adapters));
     }
     command.without_tokens();
     // A shard's level is on its command line.
@@ -207,6 +227,7 @@ pub(super) fn router(input: PlanInput<'_>, values: &Values) -> ChildCommand {
         command.option("--cors-allow-origin", origin);
     }
     command.switch_if("--disable-grammar-support", args.disable_grammar_support);
+    command.switch_if("--allow-runtime-adapters", args.allow_runtime_adapters);
     command.switch_if("--json-output", args.json_output);
 
     command.without_tokens();
@@ -224,6 +245,7 @@ pub(super) fn router(input: PlanInput<'_>, values: &Values) -> ChildCommand {
 mod tests {
     use super::super::testing::{Case, plan};
     use super::*;
+    use crate::adapters::Adapter;
 
     fn line(command: &ChildCommand) -> String {
         command.arguments.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ")
@@ -299,13 +321,49 @@ mod tests {
             "--cors-allow-origin=http://a",
             "--cors-allow-origin=http://b",
             "--disable-grammar-support",
+            "--allow-runtime-adapters",
             "--json-output",
         ];
         let expected = "--max-input-tokens 7 --max-total-tokens 9 --max-batch-total-tokens 99 --max-batch-size 3 \
             --tokenizer-config-path /t.json --cors-allow-origin http://a --cors-allow-origin http://b \
-            --disable-grammar-support --json-output";
+            --disable-grammar-support --allow-runtime-adapters --json-output";
         let line = line(&plan(&words).router);
         assert!(line.ends_with(expected), "{line}");
+    }
+
+    #[test]
+    fn adapters_of_the_hub_are_fetched_and_the_shards_get_all_directories() {
+        let origin = |is_cached| {
+            AdapterSource::Hub(HubOrigin {
+                revision: "v1".to_owned(),
+                commit: "c0ffee".to_owned(),
+                is_cached,
+            })
+        };
+        let adapter = |name: &str, directory: &str, source| Adapter {
+            name: name.to_owned(),
+            directory: directory.to_owned(),
+            source,
+        };
+        let mut case = Case::new(&["--huggingface-hub-cache=/data"]);
+        case.adapters = vec![
+            adapter("poet", "/poet", AdapterSource::Directory { revision: None }),
+            adapter("org/new", "/data/new", origin(false)),
+            adapter("org/old", "/data/old", origin(true)),
+        ];
+        let plan = case.plan().unwrap();
+        let list = "poet=/poet,org/new=/data/new,org/old=/data/old";
+        assert_eq!(variable(&plan.shards[0].command, "LORA_ADAPTERS"), Some(list));
+        assert_eq!(plan.values.adapters.value, list);
+        let fetched: Vec<_> = plan.downloads.iter().map(|download| line(&download.command)).collect();
+        let expected = "--child-of 4711 download-weights org/new --revision v1 --commit c0ffee --logger-level INFO \
+            --huggingface-hub-cache /data --adapter";
+        assert_eq!(fetched, [expected]);
+
+        assert_eq!(variable(&self::plan(&[]).shards[0].command, "LORA_ADAPTERS"), None);
+        case.adapters = vec![adapter("demo", "/poet", AdapterSource::Directory { revision: None })];
+        let error = case.plan().unwrap_err().to_string();
+        assert!(error.starts_with("--lora-adapters: `demo` is the name of the model"), "{error}");
     }
 
     #[test]

@@ -4,10 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::adapters::Adapter;
 use crate::args::Args;
 use crate::env::{Machine, Variables};
 use crate::model::Model;
 
+mod adapters;
 mod checks;
 mod commands;
 mod limits;
@@ -16,6 +18,7 @@ mod table;
 mod unserved;
 mod values;
 
+pub use adapters::{AdapterArgument, parse as parse_adapters};
 pub use checks::PlanError;
 pub use commands::{ChildCommand, EnvValue};
 pub use limits::{Limits, TokenLimit};
@@ -28,6 +31,8 @@ pub struct PlanInput<'a> {
     pub args: &'a Args,
     /// The model to serve.
     pub model: &'a Model,
+    /// The adapters to load at the start.
+    pub adapters: &'a [Adapter],
     /// Where the children will run.
     pub machine: &'a Machine,
     /// The variables that are no flag's.
@@ -43,8 +48,8 @@ pub struct PlanInput<'a> {
 pub struct LaunchPlan {
     /// Every derived value with its reason.
     pub values: Values,
-    /// What fetches the model's files, which has to end before anything else starts; none when they are there.
-    pub download: Option<ChildCommand>,
+    /// What fetches files that are not there yet, one after the other: each has to end before anything else starts.
+    pub downloads: Vec<DownloadPlan>,
     /// One shard per rank, in the order of ranks.
     pub shards: Vec<ShardPlan>,
     /// The file at which several shards meet. They take it away themselves, unless they are killed before.
@@ -55,6 +60,15 @@ pub struct LaunchPlan {
     pub termination_timeout: Duration,
     /// What the user should know, one line each.
     pub warnings: Vec<String>,
+}
+
+/// The download of one repository of the Hub.
+#[derive(Clone, Debug)]
+pub struct DownloadPlan {
+    /// The id of the model or adapter.
+    pub id: String,
+    /// How it is started.
+    pub command: ChildCommand,
 }
 
 /// One shard.
@@ -73,10 +87,10 @@ impl LaunchPlan {
     ///
     /// Errors when arguments contradict each other, or ask for what this version does not serve.
     pub fn new(input: PlanInput<'_>) -> Result<Self, PlanError> {
-        checks::check(input.args)?;
+        checks::check(input)?;
         let values = Values::derive(input)?;
         Ok(Self {
-            download: commands::download(input),
+            downloads: commands::downloads(input),
             shards: (0..values.shard_count.value).map(|rank| commands::shard(input, &values, rank)).collect(),
             group: shards::group_path(&values.socket_prefix.value),
             router: commands::router(input, &values),
@@ -95,6 +109,7 @@ pub(crate) mod testing {
     pub(crate) struct Case {
         pub(crate) args: Args,
         pub(crate) model: Model,
+        pub(crate) adapters: Vec<Adapter>,
         pub(crate) machine: Machine,
         pub(crate) variables: Variables,
     }
@@ -104,6 +119,7 @@ pub(crate) mod testing {
             Self {
                 args: Args::parse_without_environment(words).unwrap_or_else(|error| panic!("{error}")),
                 model: Model::demo(PathBuf::from("/run/tgi/demo")),
+                adapters: Vec::new(),
                 machine: Machine {
                     cores: 6,
                     memory_bytes: Some(8 << 30),
@@ -120,6 +136,7 @@ pub(crate) mod testing {
             PlanInput {
                 args: &self.args,
                 model: &self.model,
+                adapters: &self.adapters,
                 machine: &self.machine,
                 variables: &self.variables,
                 log_level: "INFO",

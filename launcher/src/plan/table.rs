@@ -51,6 +51,7 @@ impl LaunchPlan {
             Row::new("device", &values.device),
             Row::new("dtype", &values.dtype),
             Row::new("quantization", &values.quantization),
+            Row::new("lora-adapters", &values.adapters),
             Row::new("weights-memory", &values.weights),
             Row::new("machine-memory", &values.memory),
             Row::new("num-shard", &values.shard_count),
@@ -73,9 +74,13 @@ impl LaunchPlan {
     }
 
     fn commands(&self) -> Vec<(String, &ChildCommand)> {
-        let download = self.download.iter().map(|command| ("download".to_owned(), command));
+        let downloads = self.downloads.iter().map(|download| {
+            let is_model = download.id == self.values.model.value;
+            let name = if is_model { "download".to_owned() } else { format!("download-{}", download.id) };
+            (name, &download.command)
+        });
         let shards = self.shards.iter().map(|shard| (format!("shard-{}", shard.rank), &shard.command));
-        download.chain(shards).chain([("router".to_owned(), &self.router)]).collect()
+        downloads.chain(shards).chain([("router".to_owned(), &self.router)]).collect()
     }
 }
 

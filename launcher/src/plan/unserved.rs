@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use super::checks::PlanError;
 use super::values::Values;
 use super::{PlanInput, TokenLimit};
+use crate::adapters::AdapterSource;
 use crate::args::Args;
 use crate::model::ModelSource;
 
@@ -15,7 +16,6 @@ pub(super) fn refuse(args: &Args) -> Result<(), PlanError> {
         ("--quantize", args.quantize.clone(), "quantized weights"),
         ("--dtype", args.dtype.clone(), "weights in another element type than the stored one"),
         ("--kv-cache-dtype", args.kv_cache_dtype.clone(), "8-bit key/value caches"),
-        ("--lora-adapters", args.lora_adapters.clone(), "LoRA adapters"),
         ("--rope-scaling", args.rope_scaling.clone(), "another rotary scaling than the model's own"),
         (
             "--rope-factor",
@@ -54,6 +54,21 @@ pub(super) fn warnings(input: PlanInput<'_>, values: &Values) -> Vec<String> {
             "--max-total-tokens {total} is more than the {positions} positions of the model ({key})"
         ));
     }
+    if args.allow_runtime_adapters && args.api_key.is_none() {
+        warnings.push(
+            "--allow-runtime-adapters without --api-key: whoever reaches the port can load what is in this \
+            machine's directories"
+                .to_owned(),
+        );
+    }
+    for adapter in input.adapters {
+        if let AdapterSource::Directory { revision: Some(revision) } = &adapter.source {
+            warnings.push(format!(
+                "--lora-adapters: the revision `{revision}` of `{}` has no effect: it is in a directory",
+                adapter.name
+            ));
+        }
+    }
     if values.shard_count.value > values.cpu_threads.value {
         warnings.push(format!(
             "{} shards are more than the {} threads that compute: they will wait for each other",
@@ -75,6 +90,8 @@ fn without_effect(input: PlanInput<'_>) -> Vec<String> {
     let args = input.args;
     let source = &input.model.source;
     let local = !matches!(source, ModelSource::Hub(_));
+    let adapters_local =
+        !input.adapters.iter().any(|adapter| matches!(adapter.source, AdapterSource::Hub(_)));
     let cpu_only = "this version computes on the CPU";
     let flags = [
         ("--trust-remote-code", args.trust_remote_code, "no code from a model's repository is ever run"),
@@ -82,8 +99,8 @@ fn without_effect(input: PlanInput<'_>) -> Vec<String> {
         ("--revision", local && given(args.revision.as_ref()), "the model is not of the Hub"),
         (
             "--huggingface-hub-cache",
-            local && given(args.huggingface_hub_cache.as_ref()),
-            "the model is not of the Hub",
+            local && adapters_local && given(args.huggingface_hub_cache.as_ref()),
+            "nothing is of the Hub",
         ),
         (
             "--weights-cache-override",
@@ -137,6 +154,7 @@ fn given(value: Option<impl AsRef<OsStr>>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Case, plan, refusal};
+    use crate::adapters::{Adapter, AdapterSource};
 
     #[test]
     fn what_would_change_answers_or_security_is_refused_by_name() {
@@ -144,7 +162,6 @@ mod tests {
             "--quantize gptq",
             "--dtype float16",
             "--kv-cache-dtype fp8_e5m2",
-            "--lora-adapters a",
             "--rope-scaling linear",
             "--rope-factor 2",
         ];
@@ -204,6 +221,25 @@ mod tests {
         let plan = case.plan().unwrap();
         assert_eq!(plan.values.cpu_threads.value, 6);
         assert_eq!(plan.warnings, ["OMP_NUM_THREADS=all has no effect: it is not a positive number"]);
+    }
+
+    #[test]
+    fn adapters_that_anybody_may_load_are_a_warning() {
+        let warnings = plan(&["--allow-runtime-adapters"]).warnings;
+        assert!(warnings[0].starts_with("--allow-runtime-adapters without --api-key"), "{warnings:?}");
+        assert_eq!(plan(&["--allow-runtime-adapters", "--api-key=k"]).warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_revision_of_a_directory_is_a_warning() {
+        let mut case = Case::new(&[]);
+        case.adapters = vec![Adapter {
+            name: "poet".to_owned(),
+            directory: "/poet".to_owned(),
+            source: AdapterSource::Directory { revision: Some("v1".to_owned()) },
+        }];
+        let warning = "--lora-adapters: the revision `v1` of `poet` has no effect: it is in a directory";
+        assert_eq!(case.plan().unwrap().warnings, [warning]);
     }
 
     #[test]

@@ -8,11 +8,13 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::PlanInput;
+use super::adapters;
 use super::checks::PlanError;
 use super::limits::Limits;
 use super::shards;
+use crate::adapters::AdapterSource;
 use crate::args::Args;
-use crate::model::ModelSource;
+use crate::model::{HubOrigin, ModelSource};
 
 /// Tokens of one cache block with `paged` attention.
 const PAGED_BLOCK_TOKENS: u32 = 16;
@@ -59,6 +61,8 @@ pub struct Values {
     pub model: Derived<String>,
     /// The directory that router and shards read.
     pub model_directory: Derived<PathBuf>,
+    /// The adapters to load at the start, each with its directory.
+    pub adapters: Derived<String>,
     /// The kind of device that computes.
     pub device: Derived<&'static str>,
     /// Element type of the weights.
@@ -109,6 +113,7 @@ impl Values {
         Ok(Self {
             model: model_id(input),
             model_directory: model_directory(input),
+            adapters: adapters(input),
             device: Derived::new("cpu", "this version computes on the CPU"),
             dtype: dtype(input),
             quantization: quantization(input),
@@ -156,14 +161,29 @@ fn model_directory(input: PlanInput<'_>) -> Derived<PathBuf> {
     let reason = match &input.model.source {
         ModelSource::Embedded => "the demo model is written there at the start".to_owned(),
         ModelSource::Directory => "--model-id is a local directory".to_owned(),
-        ModelSource::Hub(origin) if origin.is_cached => {
-            format!("revision {}, as the cache of the Hub has it", origin.revision)
-        }
-        ModelSource::Hub(origin) => {
-            format!("revision {} of the Hub is commit {}", origin.revision, origin.commit)
-        }
+        ModelSource::Hub(origin) => on_the_hub(origin),
     };
     Derived::new(input.model.directory.clone(), reason)
+}
+
+fn on_the_hub(origin: &HubOrigin) -> String {
+    match origin.is_cached {
+        true => format!("revision {}, as the cache of the Hub has it", origin.revision),
+        false => format!("revision {} of the Hub is commit {}", origin.revision, origin.commit),
+    }
+}
+
+fn adapters(input: PlanInput<'_>) -> Derived<String> {
+    if input.adapters.is_empty() {
+        return Derived::new("none".to_owned(), "no --lora-adapters");
+    }
+    let mut reason = "--lora-adapters".to_owned();
+    for adapter in input.adapters {
+        if let AdapterSource::Hub(origin) = &adapter.source {
+            reason.push_str(&format!("; {}: {}", adapter.name, on_the_hub(origin)));
+        }
+    }
+    Derived::new(adapters::list(input.adapters), reason)
 }
 
 fn dtype(input: PlanInput<'_>) -> Derived<String> {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::body::BodyError;
+use crate::adapters::AdapterError;
 use crate::infer::InferError;
 use crate::request::params::Dialect;
 
@@ -67,6 +68,26 @@ impl From<InferError> for ApiError {
     }
 }
 
+impl From<AdapterError> for ApiError {
+    fn from(error: AdapterError) -> Self {
+        let (status, error_type) = match &error {
+            AdapterError::Forbidden => (StatusCode::FORBIDDEN, "adapters_forbidden"),
+            AdapterError::Unsupported => (StatusCode::NOT_IMPLEMENTED, "adapters_unsupported"),
+            // What is taken is no conflict to vLLM, whose clients look for this status.
+            AdapterError::EmptyName
+            | AdapterError::LongName(_)
+            | AdapterError::Name(_)
+            | AdapterError::BaseModel(_)
+            | AdapterError::Taken(_)
+            | AdapterError::Path(_) => (StatusCode::BAD_REQUEST, "validation"),
+            AdapterError::Unknown(_) => (StatusCode::NOT_FOUND, "adapter_not_found"),
+            AdapterError::Refused { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "adapter_refused"),
+            AdapterError::Shard { .. } => (StatusCode::FAILED_DEPENDENCY, "adapter_not_loaded"),
+        };
+        Self { status, error_type, message: error.to_string() }
+    }
+}
+
 impl From<BodyError> for ApiError {
     fn from(error: BodyError) -> Self {
         let status = match &error {
@@ -106,6 +127,7 @@ pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::Adapters;
     use crate::batching::Stopped;
     use crate::chat::template::TemplateError;
     use crate::request::validate::ValidationError;
@@ -133,7 +155,8 @@ mod tests {
         let tools = "Tool error: Grammar and tools are mutually exclusive";
         check(InferError::GrammarWithTools, 422, "tool_error", tools);
         let adapter = "`adapter_id` is `x`, but no adapter of this name is loaded";
-        check(InferError::UnknownAdapter("x".to_owned()), 404, "adapter_not_found", adapter);
+        let unknown = Adapters::fixed(&[]).unknown("adapter_id", "x");
+        check(InferError::UnknownAdapter(unknown), 404, "adapter_not_found", adapter);
     }
 
     #[test]

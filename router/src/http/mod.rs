@@ -2,7 +2,7 @@
 //!
 //! - `body.rs`: JSON in; `error.rs`: errors out, the only place with status codes; `auth.rs`: the API-key layer.
 //! - `generate.rs`, `native.rs`: the native routes and their answers; `openai/`: OpenAI's.
-//! - `tokenize.rs`; `status.rs`: health, info, metrics.
+//! - `tokenize.rs`; `status.rs`: health, info, metrics; `adapters.rs`: adapters come and go.
 //! - `sse.rs`, `headers.rs`: how answers leave.
 //!
 //! What is absent: decisions. Handlers translate between JSON and the core's types.
@@ -24,11 +24,13 @@ use tower_http::trace::TraceLayer;
 
 pub(crate) use self::auth::ApiKey;
 pub(crate) use self::status::{HealthProbe, Info};
+use crate::adapters::Adapters;
 use crate::chat::template::ChatTemplate;
 use crate::infer::Infer;
 use crate::metrics::Metrics;
 use crate::text::Tokenizer;
 
+mod adapters;
 mod auth;
 mod body;
 mod error;
@@ -51,6 +53,7 @@ pub(crate) struct App {
     pub(crate) infer: Infer,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: ChatTemplate,
+    pub(crate) adapters: Adapters,
     pub(crate) metrics: Metrics,
     pub(crate) health: HealthProbe,
     pub(crate) info: Info,
@@ -77,7 +80,9 @@ pub(crate) fn router(app: Arc<App>, access: &Access) -> Router {
         .route("/generate_stream", post(generate::generate_stream))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/chat_tokenize", post(tokenize::chat_tokenize))
-        .route("/v1/chat/completions", post(openai::chat::chat_completions));
+        .route("/v1/chat/completions", post(openai::chat::chat_completions))
+        .route("/v1/load_lora_adapter", post(adapters::load))
+        .route("/v1/unload_lora_adapter", post(adapters::unload));
     if let Some(key) = &access.api_key {
         protected = protected.route_layer(from_fn_with_state(key.clone(), auth::require_key));
     }

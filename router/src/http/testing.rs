@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 
 use super::{Access, App, HealthProbe, Info, router};
+use crate::adapters::Adapters;
 use crate::batching::{Batcher, Event, FinishReason, Finished, PromptToken, Step, Token, Waiting};
 use crate::chat::source::TemplateSource;
 use crate::chat::template::ChatTemplate;
@@ -46,6 +47,7 @@ pub(super) struct Setup {
     pub(super) template: Option<String>,
     pub(super) health: Result<(), ShardError>,
     pub(super) metrics: Metrics,
+    pub(super) adapters: Adapters,
 }
 
 impl Default for Setup {
@@ -58,6 +60,7 @@ impl Default for Setup {
                 max_input_tokens: TokenCount(6),
                 max_total_tokens: TokenCount(10),
             }),
+            adapters: Adapters::fixed(&[]),
         }
     }
 }
@@ -78,13 +81,14 @@ impl Setup {
             vocabulary: 10,
             sampling_more: true,
         };
-        let validator = Validator::new(tokenizer.clone(), limits);
+        let validator = Validator::new(tokenizer.clone(), limits, self.adapters.clone());
         let batcher = Batcher { inbox, metrics: metrics.clone() };
         let health = self.health;
         let app = App {
             infer: Infer::new(batcher, validator, metrics.clone(), CONCURRENT_REQUESTS),
             tokenizer,
             template: ChatTemplate::compile(TemplateSource { default: self.template, ..Default::default() }),
+            adapters: self.adapters,
             metrics,
             health: HealthProbe::new(move || std::future::ready(health.clone())),
             info: info(),

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use proto::units::{TokenCount, TokenId};
 
+use crate::adapters::Adapter;
+
 pub(crate) mod native;
 pub(crate) mod params;
 pub(crate) mod validate;
@@ -25,6 +27,16 @@ pub struct ValidRequest {
     pub prompt_logprobs: bool,
     /// Best alternatives to report per generated token; 0 is none.
     pub top_n_tokens: u32,
+    /// What changes its tokens; `None` is the base model. Held until the request has ended, so that nobody takes it away.
+    pub adapter: Option<Arc<Adapter>>,
+}
+
+impl ValidRequest {
+    /// Stands for the weights that compute this request: the adapter's id on the wire, which no other adapter ever gets.
+    /// Keys and values of equal tokens are equal only under the same one.
+    pub fn adapter_key(&self) -> Option<&str> {
+        self.adapter.as_deref().map(Adapter::wire_id)
+    }
 }
 
 /// A prompt as text and as tokens.

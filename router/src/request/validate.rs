@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::params::{Dialect, Params};
 use super::{Prompt, Sampling, Stopping, ValidRequest};
+use crate::adapters::{Adapter, Adapters, UnknownAdapter};
 use crate::text::{Encoded, Tokenizer, TokenizerError};
 
 /// What requests are held against.
@@ -69,11 +70,12 @@ pub(crate) enum ValidationError {
 pub(crate) struct Validator {
     tokenizer: Tokenizer,
     limits: Arc<RequestLimits>,
+    adapters: Adapters,
 }
 
 impl Validator {
-    pub(crate) fn new(tokenizer: Tokenizer, limits: RequestLimits) -> Self {
-        Self { tokenizer, limits: Arc::new(limits) }
+    pub(crate) fn new(tokenizer: Tokenizer, limits: RequestLimits, adapters: Adapters) -> Self {
+        Self { tokenizer, limits: Arc::new(limits), adapters }
     }
 
     /// The rules that come before admission.
@@ -85,11 +87,22 @@ impl Validator {
         choices(params, &self.limits)
     }
 
+    /// The adapter that a request names. On the native routes it has to be loaded; on OpenAI's the name may be anything,
+    /// and what is no adapter's means the base model.
+    pub(crate) fn adapter(&self, params: &Params) -> Result<Option<Arc<Adapter>>, UnknownAdapter> {
+        let Some(name) = &params.adapter else { return Ok(None) };
+        match (self.adapters.find(name), params.dialect) {
+            (None, Dialect::Native) => Err(self.adapters.unknown("adapter_id", name)),
+            (found, _) => Ok(found),
+        }
+    }
+
     /// All other rules. Without a seed, a random one is drawn.
     pub(crate) async fn validate(
         &self,
         inputs: String,
         params: Params,
+        adapter: Option<Arc<Adapter>>,
     ) -> Result<ValidRequest, ValidationError> {
         check(&params, &self.limits)?;
         let truncate = truncation(&inputs, &params, &self.limits)?;
@@ -109,6 +122,7 @@ impl Validator {
                 ignore_eos_token: false,
             },
             sampling: sampling(params),
+            adapter,
         })
     }
 }
@@ -383,11 +397,14 @@ mod tests {
         Params::new(Dialect::OpenAi)
     }
 
+    fn validator(limits: RequestLimits) -> Validator {
+        Validator::new(testing::words(), limits, Adapters::fixed(&[]))
+    }
+
     /// Holds the rules on parameters against an expected complaint; empty is none.
     #[track_caller]
     fn check(params: Params, expected: &str) {
-        let validator = Validator::new(testing::words(), limits());
-        let result = validator
+        let result = validator(limits())
             .check_sequences(&params, false)
             .and_then(|()| super::check(&params, &limits()))
             .and_then(|()| grammar(&params));
@@ -512,7 +529,7 @@ mod tests {
     }
 
     async fn validate(inputs: &str, params: Params) -> Result<ValidRequest, ValidationError> {
-        Validator::new(testing::words(), limits()).validate(inputs.to_owned(), params).await
+        validator(limits()).validate(inputs.to_owned(), params, None).await
     }
 
     #[tokio::test]
@@ -542,9 +559,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_that_only_the_tokenizer_knows_is_refused() {
-        let small = Validator::new(testing::words(), RequestLimits { vocabulary: 3, ..limits() });
-        assert!(small.validate("a b".to_owned(), native()).await.is_ok());
-        let error = small.validate("a c".to_owned(), native()).await.unwrap_err().to_string();
+        let small = validator(RequestLimits { vocabulary: 3, ..limits() });
+        assert!(small.validate("a b".to_owned(), native(), None).await.is_ok());
+        let error = small.validate("a c".to_owned(), native(), None).await.unwrap_err().to_string();
         assert_eq!(error, "`inputs` contains token 3, but the model's vocabulary has 3 tokens");
     }
 

@@ -39,6 +39,12 @@ pub struct ShardHealth {
     ranks: Ranks,
 }
 
+/// Loads adapters on all shards, and unloads them. Cheap to clone, and independent of the batcher.
+#[derive(Clone, Debug)]
+pub struct ShardAdapters {
+    ranks: Ranks,
+}
+
 impl Ranks {
     /// Connects to the shard at `master`, and through it to all of them; waits until `until` for sockets to appear.
     pub(super) async fn discover(master: &Path, until: Instant) -> Result<Self, ShardError> {
@@ -86,6 +92,10 @@ impl Ranks {
     pub(super) fn health(&self) -> ShardHealth {
         ShardHealth { ranks: self.clone() }
     }
+
+    pub(super) fn adapters(&self) -> ShardAdapters {
+        ShardAdapters { ranks: self.clone() }
+    }
 }
 
 impl ShardHealth {
@@ -98,6 +108,24 @@ impl ShardHealth {
             Ok(answers) => answers.map(drop),
             Err(_) => Err(ShardError::Connection(format!("no answer within {} s", HEALTH_LIMIT.as_secs()))),
         }
+    }
+}
+
+impl ShardAdapters {
+    /// Loads the adapter in the directory `path` under an id that no other one has.
+    ///
+    /// Errors when a rank refuses it; the others may have it then.
+    pub async fn load(&self, id: &str, path: &str) -> Result<(), ShardError> {
+        let request = v3::LoadAdapterRequest { id: id.to_owned(), path: path.to_owned() };
+        let call = |mut rank: Rank, request| async move { rank.load_adapter(request).await };
+        self.ranks.call(request, call).await.map(drop)
+    }
+
+    /// Forgets an adapter on every rank that has it.
+    pub async fn unload(&self, id: &str) -> Result<(), ShardError> {
+        let request = v3::UnloadAdapterRequest { id: id.to_owned() };
+        let call = |mut rank: Rank, request| async move { rank.unload_adapter(request).await };
+        self.ranks.call(request, call).await.map(drop)
     }
 }
 

@@ -10,7 +10,7 @@ use proto::units::{BatchId, RequestId};
 use proto::v3;
 use tokio::time::{Instant as Deadline, timeout_at};
 
-use super::client::{Ranks, ShardHealth};
+use super::client::{Ranks, ShardAdapters, ShardHealth};
 use super::info::ShardInfo;
 use super::warmup::{self, Warm, WarmupLimits};
 use super::wire::{self, Answer};
@@ -59,6 +59,12 @@ impl GrpcShards {
     /// A handle that asks the shards for their health, whatever the batcher does meanwhile.
     pub fn health(&self) -> ShardHealth {
         self.ranks.health()
+    }
+
+    /// A handle that loads and unloads adapters, whatever the batcher does meanwhile. `None` if the shards cannot do it
+    /// while they run.
+    pub fn adapters(&self) -> Option<ShardAdapters> {
+        self.info.extensions.adapters.then(|| self.ranks.adapters())
     }
 
     /// Runs the largest step once; the shards decide how many blocks fit besides. To be called once, before any step.

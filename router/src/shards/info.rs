@@ -1,6 +1,6 @@
 //! What the shards serve, and what they understand beyond the plain contract.
 
-use proto::extensions::{INPUT_IDS, SAMPLING_MORE};
+use proto::extensions::{ADAPTERS, INPUT_IDS, SAMPLING_MORE};
 use proto::units::{BlockSize, TokenCount};
 use proto::v3;
 
@@ -28,6 +28,8 @@ pub struct ShardInfo {
     pub block_size: BlockSize,
     /// What is understood beyond the plain contract.
     pub extensions: Extensions,
+    /// Ids of the LoRA adapters that are loaded.
+    pub adapters: Vec<String>,
 }
 
 /// The extensions that were announced. To shards that do not know one, its fields are not sent.
@@ -37,6 +39,8 @@ pub struct Extensions {
     pub input_ids: bool,
     /// Presence and count penalty, `min_p`, `logit_bias`.
     pub sampling_more: bool,
+    /// Adapters can be loaded and unloaded at any time.
+    pub adapters: bool,
 }
 
 impl ShardInfo {
@@ -54,6 +58,7 @@ impl ShardInfo {
             attention_impl: info.attention_impl,
             block_size,
             extensions: Extensions::named(&info.extensions),
+            adapters: info.adapters,
         })
     }
 }
@@ -62,7 +67,7 @@ impl Extensions {
     /// Those we know among the announced names.
     fn named(names: &[String]) -> Self {
         let knows = |name: &str| names.iter().any(|announced| announced == name);
-        Self { input_ids: knows(INPUT_IDS), sampling_more: knows(SAMPLING_MORE) }
+        Self { input_ids: knows(INPUT_IDS), sampling_more: knows(SAMPLING_MORE), adapters: knows(ADAPTERS) }
     }
 
     /// Errors when the shards would not understand how the next token is to be chosen; the error names the parameter.

@@ -26,11 +26,11 @@ mod wire;
 #[cfg(test)]
 pub(crate) mod scripted;
 #[cfg(test)]
-mod scripted_server;
+pub(crate) mod scripted_server;
 #[cfg(test)]
 mod tests;
 
-pub use client::ShardHealth;
+pub use client::{ShardAdapters, ShardHealth};
 pub use grpc::{GrpcShards, connect};
 pub use info::{Extensions, ShardInfo};
 pub use warmup::{Warm, WarmupLimits};

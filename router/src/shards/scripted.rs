@@ -63,6 +63,7 @@ pub(crate) fn request(prompt: u32, max_new_tokens: u32, ends_after: u32) -> Vali
         },
         prompt_logprobs: false,
         top_n_tokens: 0,
+        adapter: None,
     }
 }
 

@@ -8,6 +8,7 @@ use proto::v3;
 use proto::v3::text_generation_service_server::{TextGenerationService, TextGenerationServiceServer};
 use tempfile::TempDir;
 use tokio::net::UnixListener;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,14 @@ pub(crate) struct Rank {
     pub(crate) failure: Option<String>,
     /// `Health` never answers.
     pub(crate) hangs: bool,
+    /// Ids of the adapters that are loaded.
+    pub(crate) adapters: Vec<String>,
+    /// `LoadAdapter` fails with this text.
+    pub(crate) refuses: Option<String>,
+    /// `LoadAdapter` waits for this, if there is one.
+    pub(crate) gate: Option<Arc<Notify>>,
+    /// Told of every `LoadAdapter` that begins and of every `UnloadAdapter` that ends.
+    pub(crate) adapter_news: Arc<Notify>,
 }
 
 #[derive(Clone, Debug)]
@@ -106,6 +115,14 @@ impl ScriptedStack {
     /// Calls that rank 0 got since this was last asked.
     pub(crate) fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.rank(0).calls)
+    }
+
+    /// Waits until a rank has got a call, as its list has it.
+    pub(crate) async fn called(&self, rank: usize, call: &str) {
+        let news = Arc::clone(&self.rank(rank).adapter_news);
+        while !self.rank(rank).calls.iter().any(|known| known == call) {
+            news.notified().await;
+        }
     }
 
     /// All ranks end: their connections close, and no new ones are taken.
@@ -285,6 +302,43 @@ impl TextGenerationService for Service {
         let Pass { generations, batch } = rank.pass(first, rows)?;
         let total_ns = rank.total_ns();
         Ok(Response::new(v3::DecodeResponse { generations, batch, total_ns, ..Default::default() }))
+    }
+
+    async fn load_adapter(
+        &self,
+        request: Request<v3::LoadAdapterRequest>,
+    ) -> Result<Response<v3::LoadAdapterResponse>, Status> {
+        let v3::LoadAdapterRequest { id, path } = request.into_inner();
+        let gate = {
+            let mut rank = self.rank();
+            rank.calls.push(format!("load {id} from {path}"));
+            rank.adapter_news.notify_one();
+            rank.gate.clone()
+        };
+        if let Some(gate) = gate {
+            gate.notified().await;
+        }
+        let mut rank = self.rank();
+        if let Some(reason) = rank.refuses.clone() {
+            return Err(Status::invalid_argument(reason));
+        }
+        if rank.adapters.contains(&id) {
+            return Err(Status::already_exists(format!("adapter {id} is loaded")));
+        }
+        rank.adapters.push(id);
+        Ok(Response::new(v3::LoadAdapterResponse {}))
+    }
+
+    async fn unload_adapter(
+        &self,
+        request: Request<v3::UnloadAdapterRequest>,
+    ) -> Result<Response<v3::UnloadAdapterResponse>, Status> {
+        let id = request.into_inner().id;
+        let mut rank = self.rank();
+        rank.adapters.retain(|loaded| *loaded != id);
+        rank.calls.push(format!("unload {id}"));
+        rank.adapter_news.notify_one();
+        Ok(Response::new(v3::UnloadAdapterResponse {}))
     }
 
     async fn health(&self, _: Request<v3::HealthRequest>) -> Result<Response<v3::HealthResponse>, Status> {

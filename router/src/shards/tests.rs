@@ -9,6 +9,7 @@ use proto::v3;
 
 use super::scripted_server::ScriptedStack;
 use super::{GrpcShards, ShardError, Shards, StepOutput, WarmupLimits, connect, scripted};
+use crate::adapters::Adapter;
 use crate::batching::{
     Admission, Batcher, Capacity, Event, Limits, NewBatch, PromptPolicy, StepPlan, Waiting,
 };
@@ -241,6 +242,28 @@ async fn extensions_are_spoken_to_shards_that_announce_them() {
     assert_eq!((request.inputs, request.input_chunks.unwrap().chunks), (String::new(), Vec::new()));
     let parameters = request.parameters.unwrap();
     assert_eq!((parameters.min_p, parameters.logit_bias.len()), (0.25, 1));
+}
+
+#[tokio::test]
+async fn rows_of_one_batch_may_have_different_adapters() {
+    let stack = ScriptedStack::start(1);
+    let mut shards = shards(&stack).await;
+    let mut plan = prefill(0, &[(0, 3), (1, 3)], false);
+    for (id, name, wire_id) in [(2, "poet", "poet"), (3, "poet", "poet#1")] {
+        let mut request = scripted::request(2, 3, 0);
+        request.adapter = Some(Adapter::new(name, wire_id).0);
+        plan.batch.as_mut().unwrap().admissions.push(admission(id, request));
+    }
+    step(&mut shards, plan).await;
+    let prefilled = &stack.rank(0).prefilled;
+    let adapters: Vec<_> = prefilled.iter().map(|request| request.adapter_id.as_deref()).collect();
+    assert_eq!(adapters, [None, None, Some("poet"), Some("poet#1")]);
+}
+
+#[tokio::test]
+async fn shards_that_do_not_announce_it_load_no_adapters() {
+    let stack = ScriptedStack::start(1);
+    assert!(shards(&stack).await.adapters().is_none());
 }
 
 #[tokio::test]

@@ -24,7 +24,8 @@ pub(super) fn batch(new: &NewBatch, info: &ShardInfo) -> v3::Batch {
 }
 
 fn request(admission: &Admission, info: &ShardInfo) -> v3::Request {
-    let ValidRequest { prompt, sampling, stopping, prompt_logprobs, top_n_tokens } = &*admission.request;
+    let ValidRequest { prompt, sampling, stopping, prompt_logprobs, top_n_tokens, adapter } =
+        &*admission.request;
     let (inputs, input_chunks, input_ids) = match info.extensions.input_ids {
         // The text would travel for nothing.
         true => (String::new(), Vec::new(), prompt.ids.iter().map(|id| id.0).collect()),
@@ -48,7 +49,7 @@ fn request(admission: &Admission, info: &ShardInfo) -> v3::Request {
         input_chunks: Some(v3::Input { chunks: input_chunks }),
         blocks: admission.blocks.iter().map(|block| block.0).collect(),
         slots: slots(admission, info.block_size),
-        adapter_id: None,
+        adapter_id: adapter.as_deref().map(|adapter| adapter.wire_id().to_owned()),
         cache_len: admission.cached.0,
         add_special_tokens: prompt.add_special_tokens,
         chunk_len: admission.is_cut().then_some(admission.chunk.0),

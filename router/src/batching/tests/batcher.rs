@@ -1,8 +1,12 @@
 //! The task, on a paused clock: time passes only while everybody waits.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot::error::TryRecvError;
+
 use super::*;
+use crate::adapters::Adapter;
 use crate::batching::{Batcher, Stopped};
 use crate::metrics::{BucketLimits, Metrics};
 
@@ -95,6 +99,26 @@ async fn the_task_ends_when_every_handle_is_gone_and_every_request_is_answered()
     drop(batcher);
     assert_eq!(finish(stream).await, Ok(3));
     assert!(watch.upgrade().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adapter_is_held_from_the_queue_to_the_end() {
+    let batcher = start(at_most(1, limits(PromptPolicy::Chunked)), &metrics(), None);
+    let (adapter, mut released) = Adapter::new("poet", "poet");
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut request = request(4, 2, 0);
+        request.adapter = Some(Arc::clone(&adapter));
+        let (waiting, events) = Waiting::new(request, Instant::now());
+        batcher.submit(waiting).await.unwrap();
+        streams.push(events);
+    }
+    drop(adapter);
+    for stream in streams {
+        assert_eq!(released.try_recv(), Err(TryRecvError::Empty), "one runs, or waits");
+        assert_eq!(finish(stream).await, Ok(2));
+    }
+    assert!(released.await.is_err(), "nobody holds it");
 }
 
 /// Panics in the first step.

@@ -15,6 +15,7 @@ use super::types::{
     ChatChoice, ChatChunk, ChatCompletion, ChatRequest, ChunkChoice, Envelope, Logprobs, OutputMessage,
     Usage, finish_reason,
 };
+use crate::adapters::ANY_MODEL;
 use crate::batching::{Event, Step};
 use crate::chat::reply::{self, Reply};
 use crate::chat::template::{Conversation, TemplateError};
@@ -25,9 +26,6 @@ use crate::http::{App, sse};
 use crate::infer::{Generating, Generation, InferError, Request};
 use crate::request::params::{Dialect, Params};
 use crate::request::validate::ValidationError;
-
-/// The name under which clients ask for whatever is served.
-const ANY_MODEL: &str = "tgi";
 
 pub(in crate::http) async fn chat_completions(
     State(app): State<Arc<App>>,
@@ -110,6 +108,7 @@ fn params(request: ChatRequest) -> Params {
         stop: request.stop.0,
         add_special_tokens: false,
         top_n_tokens: request.top_logprobs,
+        adapter: request.model.filter(|model| model != ANY_MODEL),
         ..Params::new(Dialect::OpenAi)
     }
 }
