@@ -40,9 +40,12 @@ pub struct Args {
         "bitsandbytes-fp4", "fp8",
     ])]
     pub quantize: Option<String>,
-    /// Element type to compute in.
-    #[arg(long, env, help_heading = MODEL, value_parser = ["float16", "bfloat16"])]
+    /// Element type that weights are kept in [default: as they are stored].
+    #[arg(long, env, help_heading = MODEL, value_parser = ["float16", "bfloat16", "float32"])]
     pub dtype: Option<String>,
+    /// `dummy` makes weights up, in the shapes that `config.json` describes, to measure without a checkpoint.
+    #[arg(long, env, help_heading = MODEL, value_parser = ["auto", "dummy"], default_value = "auto")]
+    pub load_format: String,
     /// Element type of the key/value cache.
     #[arg(long, env, help_heading = MODEL, value_parser = ["fp8_e4m3fn", "fp8_e5m2"])]
     pub kv_cache_dtype: Option<String>,
@@ -61,7 +64,7 @@ pub struct Args {
     /// Scaling of the rotary embedding, instead of the model's own.
     #[arg(long, env, help_heading = MODEL, value_parser = ["linear", "dynamic"])]
     pub rope_scaling: Option<String>,
-    /// Factor of the rotary scaling.
+    /// Factor of the rotary scaling; alone it means `linear`.
     #[arg(long, env, help_heading = MODEL)]
     pub rope_factor: Option<f32>,
     /// A `tokenizer_config.json` (chat template) to use instead of the model's own.
@@ -356,10 +359,11 @@ mod tests {
 
     #[test]
     fn a_wrong_value_or_an_unknown_flag_is_refused() {
-        let wrong: [&[&str]; 9] = [
+        let wrong: [&[&str]; 10] = [
             &["--port", "70000"],
             &["--quantize", "int3"],
-            &["--dtype", "float32"],
+            &["--dtype", "float64"],
+            &["--load-format", "pickle"],
             &["--sharded"],
             &["--num_shard", "1"],
             &["--max-input-tokens", ""],

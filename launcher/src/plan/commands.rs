@@ -170,6 +170,10 @@ pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> Shard
     command.option_if("--max-input-tokens", values.limits.max_input_tokens.value.given());
     command.option("--threads", values.shard_threads.value);
     command.switch_if("--sharded", values.shard_count.value > 1);
+    command.option_if("--dtype", args.dtype.as_ref());
+    command.option("--load-format", &args.load_format);
+    command.option_if("--rope-scaling", args.rope_scaling.as_ref());
+    command.option_if("--rope-factor", args.rope_factor);
     if input.model.source != ModelSource::Embedded {
         command.path_if("--weights-cache-override", args.weights_cache_override.as_ref());
     }

@@ -14,14 +14,7 @@ use crate::model::ModelSource;
 pub(super) fn refuse(args: &Args) -> Result<(), PlanError> {
     let asked = [
         ("--quantize", args.quantize.clone(), "quantized weights"),
-        ("--dtype", args.dtype.clone(), "weights in another element type than the stored one"),
         ("--kv-cache-dtype", args.kv_cache_dtype.clone(), "8-bit key/value caches"),
-        ("--rope-scaling", args.rope_scaling.clone(), "another rotary scaling than the model's own"),
-        (
-            "--rope-factor",
-            args.rope_factor.map(|factor| factor.to_string()),
-            "another rotary scaling than the model's own",
-        ),
         ("--ngrok", args.ngrok.then(|| "true".to_owned()), "through a tunnel"),
     ];
     for (flag, value, what) in asked {
@@ -160,10 +153,7 @@ mod tests {
     fn what_would_change_answers_or_security_is_refused_by_name() {
         let flags = [
             "--quantize gptq",
-            "--dtype float16",
             "--kv-cache-dtype fp8_e5m2",
-            "--rope-scaling linear",
-            "--rope-factor 2",
         ];
         for flag in flags {
             let line = refusal(&flag.split(' ').collect::<Vec<_>>());

@@ -187,6 +187,9 @@ fn adapters(input: PlanInput<'_>) -> Derived<String> {
 }
 
 fn dtype(input: PlanInput<'_>) -> Derived<String> {
+    if let Some(dtype) = &input.args.dtype {
+        return Derived::new(dtype.clone(), "--dtype");
+    }
     match &input.model.config.dtype {
         Some(dtype) => Derived::new(dtype.clone(), "kept as stored, says config.json"),
         None => Derived::new("as stored".to_owned(), "config.json does not say; the weight files do"),
