@@ -69,7 +69,9 @@ async fn every_line_of_a_shard_names_its_rank() -> Result<()> {
     let stack = two_shards().await?;
     let log = stack.log()?;
     for rank in 0..2 {
-        let ready = log.lines().find(|line| line.contains("shard is ready") && line.contains(&format!("rank={rank}")));
+        let ready = log
+            .lines()
+            .find(|line| line.contains("shard is ready") && line.contains(&format!("rank={rank}")));
         assert!(ready.is_some(), "no line of shard {rank} in:\n{log}");
     }
     assert!(log.contains("Sharding model on 2 processes"), "{log}");

@@ -317,7 +317,6 @@ fn adapters(list: &str) -> Result<Vec<AdapterSource>, ConfigError> {
     items.map(source).collect()
 }
 
-
 fn refuse_unsupported(args: &ServeArgs) -> Result<(), ConfigError> {
     let refused = if let Some(quantize) = &args.quantize {
         Some(format!("--quantize {quantize}"))

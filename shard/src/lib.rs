@@ -53,15 +53,15 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use adapters::AdapterLayout;
 use backend::Device;
-use config::{AdapterSource, Cli, Command, Config};
 use collective::Ranks;
+use config::{AdapterSource, Cli, Command, Config};
 use engine::Engine;
 use engine::adapters::AdapterId;
 use layers::Adapter;
 use model::{Blueprint, Model};
-use weights::Progress;
 use server::{Identity, Socket};
 use text::tokenizer::Tokenizer;
+use weights::Progress;
 
 /// Threads of the gRPC edge. It does little, and the model wants the cores.
 const EDGE_THREADS: usize = 2;
@@ -161,8 +161,8 @@ fn load_model(
     let style = ProgressStyle::fitting(config.logs.format);
     let mut shown: Option<(telemetry::progress::Progress, u64)> = None;
     let report = |Progress { done, total }: Progress| {
-        let (progress, before) =
-            shown.get_or_insert_with(|| (telemetry::progress::Progress::new(style, "weights", Some(total), 0), 0));
+        let (progress, before) = shown
+            .get_or_insert_with(|| (telemetry::progress::Progress::new(style, "weights", Some(total), 0), 0));
         progress.add(done - *before);
         *before = done;
     };

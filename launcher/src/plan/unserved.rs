@@ -151,10 +151,7 @@ mod tests {
 
     #[test]
     fn what_would_change_answers_or_security_is_refused_by_name() {
-        let flags = [
-            "--quantize gptq",
-            "--kv-cache-dtype fp8_e5m2",
-        ];
+        let flags = ["--quantize gptq", "--kv-cache-dtype fp8_e5m2"];
         for flag in flags {
             let line = refusal(&flag.split(' ').collect::<Vec<_>>());
             assert!(line.starts_with(&format!("{flag}: this version does not serve ")), "{line}");

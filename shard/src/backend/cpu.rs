@@ -20,12 +20,7 @@ pub(super) fn embedding(
     cpu::embedding(cpu, &table.matrix(), ids, first, out.host_mut())
 }
 
-pub(super) fn add_embedding(
-    cpu: &Cpu,
-    table: &Weight,
-    ids: &[u32],
-    out: &mut Tensor,
-) -> Result<(), OpError> {
+pub(super) fn add_embedding(cpu: &Cpu, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<(), OpError> {
     cpu::add_embedding(cpu, &table.matrix(), ids, out.host_mut())
 }
 
@@ -265,7 +260,8 @@ pub(super) fn copy_parts(
             return Err(OpError::Index { op: OP, what, index: end, limit });
         }
     }
-    let all = from.host().chunks_exact(from_width.max(1)).zip(to.host_mut().chunks_exact_mut(to_width.max(1)));
+    let all =
+        from.host().chunks_exact(from_width.max(1)).zip(to.host_mut().chunks_exact_mut(to_width.max(1)));
     for (from, to) in all {
         to[into..into + width].copy_from_slice(&from[out_of..out_of + width]);
     }

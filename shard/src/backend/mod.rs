@@ -14,9 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kernels::cpu::Cpu;
-use kernels::{
-    Activation, Gating, HeadShape, NormKind, OpError, RopeLayout, Routes, Routing, Sequence,
-};
+use kernels::{Activation, Gating, HeadShape, NormKind, OpError, RopeLayout, Routes, Routing, Sequence};
 
 pub use kernels::cpu::ExpertScratch;
 pub use tensor::Tensor;
@@ -190,7 +188,13 @@ impl Device {
     }
 
     /// `out[t] = table[ids[t] - first]`, and zeros for ids that the table does not have; `out`: `[T, width]`.
-    pub fn embedding(&self, table: &Weight, first: u32, ids: &[u32], out: &mut Tensor) -> Result<(), OpError> {
+    pub fn embedding(
+        &self,
+        table: &Weight,
+        first: u32,
+        ids: &[u32],
+        out: &mut Tensor,
+    ) -> Result<(), OpError> {
         match self {
             Self::Cpu(cpu) => cpu::embedding(cpu, table, first, ids, out),
         }

@@ -165,7 +165,8 @@ mod tests {
     #[test]
     fn a_cache_larger_than_the_address_space_is_refused_with_its_size() {
         // 2^62 bytes: countable, but no system maps as much.
-        let error = cache(KvShape { layers: 1 << 20, key_width: 1 << 35, value_width: 1 << 35 }, 1).unwrap_err();
+        let error =
+            cache(KvShape { layers: 1 << 20, key_width: 1 << 35, value_width: 1 << 35 }, 1).unwrap_err();
         assert!(matches!(error, CacheError::Memory { bytes: 0x4000_0000_0000_0000, .. }), "{error}");
     }
 }

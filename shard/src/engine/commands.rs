@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use proto::units::{BatchId, BlockCount, BlockSize, RequestId, TokenCount};
 
-use super::answer::{BatchSummary, Capacity, StepReport};
 use super::adapters::Adapters;
+use super::answer::{BatchSummary, Capacity, StepReport};
 use super::batch::Batch;
 use super::error::{EngineError, WarmupError};
 use super::request::{Admission, NewBatch};
@@ -186,8 +186,7 @@ impl Core {
             .reserve(size.tokens, logits)
             .map_err(|source| WarmupError::Prefill { tokens: size.tokens, source })?;
         let blocks = batch.summary(BLOCK_SIZE).tokens_max.blocks(BLOCK_SIZE);
-        let mut cache =
-            PagedKv::new(device, shape.kv, blocks, BLOCK_SIZE).map_err(WarmupError::Cache)?;
+        let mut cache = PagedKv::new(device, shape.kv, blocks, BLOCK_SIZE).map_err(WarmupError::Cache)?;
         let mut machine = Machine { model: model.as_mut(), cache: &mut cache, tokenizer, ranks };
         let begin = Instant::now();
         let tokens: usize = batch.rows().iter().map(|row| row.ids().len()).sum();

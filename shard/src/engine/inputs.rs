@@ -77,7 +77,9 @@ impl Inputs {
         for span in &self.spans {
             let Some(adapter) = rows[span.row].adapter() else { continue };
             match changed.last_mut() {
-                Some(last) if last.rows.end == span.tokens.start && std::ptr::eq(last.adapter, &**adapter) => {
+                Some(last)
+                    if last.rows.end == span.tokens.start && std::ptr::eq(last.adapter, &**adapter) =>
+                {
                     last.rows.end = span.tokens.end;
                 }
                 _ => changed.push(AdapterRows { rows: span.tokens.clone(), adapter }),

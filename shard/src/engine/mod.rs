@@ -161,7 +161,9 @@ fn run(mut core: Core, mut mail: mpsc::Receiver<Command>, pulse: &Arc<Pulse>) {
                 core.clear(batch);
                 Ok(())
             }),
-            Command::AddAdapter { id, adapter, reply } => answer(&ranks, reply, || core.adapters().add(id, adapter)),
+            Command::AddAdapter { id, adapter, reply } => {
+                answer(&ranks, reply, || core.adapters().add(id, adapter))
+            }
             Command::RemoveAdapter { id, reply } => answer(&ranks, reply, || {
                 core.adapters().remove(&id);
                 Ok(())

@@ -161,8 +161,7 @@ mod tests {
     fn first_step(prompt_logits_rows: usize) -> Vec<Generation> {
         let mut parts = parts();
         let shape = parts.model.shape().clone();
-        let mut cache =
-            PagedKv::new(&parts.device, shape.kv, BlockCount(64), BLOCK_SIZE).unwrap();
+        let mut cache = PagedKv::new(&parts.device, shape.kv, BlockCount(64), BLOCK_SIZE).unwrap();
         let slots = cache.slots();
         let admission = Admission {
             tokenizer: &parts.tokenizer,

@@ -210,7 +210,8 @@ impl Attention {
         let partition = path.partition();
         let query_width = spec.heads.query_width();
         let [query, key, value] = spec.regions(partition);
-        let into = |(name, region): (&str, Region)| Linear::load(&path.at(name), device, &region, spec.qkv_bias);
+        let into =
+            |(name, region): (&str, Region)| Linear::load(&path.at(name), device, &region, spec.qkv_bias);
         let inputs = partition.even(spec.heads.heads);
         let inputs = inputs.start * spec.heads.head_dim..inputs.end * spec.heads.head_dim;
         let output = Region::all(spec.hidden, query_width).transposed(spec.transposed).with_cols(inputs);

@@ -122,9 +122,8 @@ impl LatentAttention {
             linear(query_name, &region.with_rows(per_head(first, group, query_dim)), false)
         };
         let latent = Region::all(latent_dim + rotary_dim, hidden);
-        let latent_rows = |rows| {
-            linear("kv_a_proj_with_mqa", &latent.clone().with_rows(Rows::range(rows)), bias)
-        };
+        let latent_rows =
+            |rows| linear("kv_a_proj_with_mqa", &latent.clone().with_rows(Rows::range(rows)), bias);
         let expand = Region::all(spec.heads * (plain_dim + value_dim), latent_dim);
         let expand_rows = |first, group| {
             let rows = per_head(first, group, plain_dim + value_dim);
@@ -184,7 +183,12 @@ impl LatentAttention {
     }
 
     /// Per head, the query against latents and the query against rotated keys, side by side.
-    fn make_query(&self, pass: &Pass<'_>, input: &Tensor, buffers: &mut LatentBuffers) -> Result<(), OpError> {
+    fn make_query(
+        &self,
+        pass: &Pass<'_>,
+        input: &Tensor,
+        buffers: &mut LatentBuffers,
+    ) -> Result<(), OpError> {
         let LatentBuffers { query_low, query_plain, query_latent, query_rotary, query, .. } = buffers;
         let input = match (&self.query_in, query_low) {
             (Some((down, norm)), Some(low)) => {
@@ -194,7 +198,11 @@ impl LatentAttention {
             }
             _ => input,
         };
-        project(pass, input, [(&self.query_plain, &mut *query_plain), (&self.query_rotary, &mut *query_rotary)])?;
+        project(
+            pass,
+            input,
+            [(&self.query_plain, &mut *query_plain), (&self.query_rotary, &mut *query_rotary)],
+        )?;
         let heads = self.heads.heads;
         pass.device.linear_per_head(heads, query_plain, &self.absorb_key, query_latent)?;
         pass.device.copy_parts(heads, query_latent, 0, query, 0, self.latent_dim)?;

@@ -77,19 +77,15 @@ impl Mlp {
             linear(name, Region::all(whole, hidden).with_rows(rows))
         };
         let into = match spec.form {
-            MlpForm::Gated(GatedNames::Separate { gate, up }, gating) => Into::Gated {
-                gate: widen(gate, 0, intermediate)?,
-                up: widen(up, 0, intermediate)?,
-                gating,
-            },
+            MlpForm::Gated(GatedNames::Separate { gate, up }, gating) => {
+                Into::Gated { gate: widen(gate, 0, intermediate)?, up: widen(up, 0, intermediate)?, gating }
+            }
             MlpForm::Gated(GatedNames::Stacked(name), gating) => Into::Gated {
                 gate: widen(name, 0, 2 * intermediate)?,
                 up: widen(name, intermediate, 2 * intermediate)?,
                 gating,
             },
-            MlpForm::Plain(name, activation) => {
-                Into::Plain { up: widen(name, 0, intermediate)?, activation }
-            }
+            MlpForm::Plain(name, activation) => Into::Plain { up: widen(name, 0, intermediate)?, activation },
         };
         let down = linear(spec.down, Region::all(hidden, intermediate).with_cols(part.clone()))?;
         Ok(Self { into, down })

@@ -200,7 +200,12 @@ impl Moe {
 }
 
 impl ExpertLayers {
-    fn load(path: &WeightPath<'_>, device: &Device, spec: &MoeSpec, index: usize) -> Result<Self, LayerError> {
+    fn load(
+        path: &WeightPath<'_>,
+        device: &Device,
+        spec: &MoeSpec,
+        index: usize,
+    ) -> Result<Self, LayerError> {
         let MoeSpec { hidden, intermediate, experts, bias, .. } = *spec;
         let part = path.partition().even(intermediate);
         let rows = Rows::range(part.clone());
@@ -216,14 +221,22 @@ impl ExpertLayers {
                 let stack = Some(Stack { index, count: experts });
                 let halves = |second: usize| match interleaved {
                     true => Rows::strided(second, 1, intermediate, 2).slice(part.clone()),
-                    false => Rows::range(second * intermediate + part.start..second * intermediate + part.end),
+                    false => {
+                        Rows::range(second * intermediate + part.start..second * intermediate + part.end)
+                    }
                 };
-                let both = |second| Region { stack, ..Region::all(2 * intermediate, hidden) }
-                    .with_rows(halves(second))
-                    .transposed(transposed);
+                let both = |second| {
+                    Region { stack, ..Region::all(2 * intermediate, hidden) }
+                        .with_rows(halves(second))
+                        .transposed(transposed)
+                };
                 let out = Region { stack, ..out }.transposed(transposed);
                 let linear = |name, region: Region| unnamed(path, name, device, &region, bias);
-                Ok(Self { gate: linear(gate_up, both(0))?, up: linear(gate_up, both(1))?, down: linear(down, out)? })
+                Ok(Self {
+                    gate: linear(gate_up, both(0))?,
+                    up: linear(gate_up, both(1))?,
+                    down: linear(down, out)?,
+                })
             }
             ExpertNames::Flat { gate, up, down } => {
                 let stack = Some(Stack { index, count: experts });

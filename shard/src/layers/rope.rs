@@ -165,7 +165,9 @@ impl RopeSpec {
         let base = self.base(self.theta);
         match &self.scaling {
             RopeScaling::None => (base, 1.0),
-            RopeScaling::Linear { factor } => (base.iter().map(|frequency| frequency / factor).collect(), 1.0),
+            RopeScaling::Linear { factor } => {
+                (base.iter().map(|frequency| frequency / factor).collect(), 1.0)
+            }
             RopeScaling::Dynamic { factor, positions_original } => {
                 let stretch = factor * length.max(*positions_original) / positions_original - (factor - 1.0);
                 let pairs = self.rotary_dim as f64;
@@ -200,7 +202,8 @@ impl RopeSpec {
 
     /// The pairs between which YaRN blends: those that turn `beta_fast` and `beta_slow` times in the original context.
     fn yarn_ends(&self) -> (f64, f64) {
-        let RopeScaling::Yarn { beta_fast, beta_slow, positions_original, truncate, .. } = self.scaling else {
+        let RopeScaling::Yarn { beta_fast, beta_slow, positions_original, truncate, .. } = self.scaling
+        else {
             return (0.0, 1.0);
         };
         let dim = self.rotary_dim as f64;

@@ -26,7 +26,8 @@ pub(super) fn cohere2(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
     let file = file.clone().or([("sliding_window", json!(4096))]);
     let fields = file.fields();
     let mut spec = base(&fields)?;
-    let pattern = fields.size("sliding_window_pattern")?.or(fields.size("_sliding_window_pattern")?).unwrap_or(4);
+    let pattern =
+        fields.size("sliding_window_pattern")?.or(fields.size("_sliding_window_pattern")?).unwrap_or(4);
     let windows = config(&fields)?.windows(|layer| !(layer + 1).is_multiple_of(pattern));
     spec.set_windows(&windows);
     spec.attentions().for_each(|attention| attention.rope = attention.window.map(|_| 0));
@@ -41,12 +42,8 @@ fn config(fields: &Fields<'_>) -> Result<ModelConfig, ConfigError> {
 fn base(fields: &Fields<'_>) -> Result<DecoderSpec, ConfigError> {
     let config = config(fields)?;
     let mut spec = DecoderSpec::llama(fields, &config)?;
-    spec.norm = NormSpec {
-        kind: NormKind::Layer,
-        eps: config.norm_eps,
-        weight: NormWeight::Plain,
-        bias: false,
-    };
+    spec.norm =
+        NormSpec { kind: NormKind::Layer, eps: config.norm_eps, weight: NormWeight::Plain, bias: false };
     spec.ropes = vec![RopeSpec::of_heads(fields, &config, RopeLayout::Interleaved)?];
     for layer in &mut spec.layers {
         layer.block = Block::Parallel { attention: "input_layernorm", mlp: None };

@@ -273,9 +273,13 @@ mod tests {
     #[test]
     fn a_list_of_layer_types_goes_before_the_familys_rule() {
         let config =
-            parse(json!({"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]})).unwrap();
+            parse(json!({"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}))
+                .unwrap();
         assert_eq!(config.windows(|_| true), [Some(8), None]);
-        check(json!({"layer_types": ["full_attention"]}), "`layer_types` is [\"full_attention\"], expected one entry");
+        check(
+            json!({"layer_types": ["full_attention"]}),
+            "`layer_types` is [\"full_attention\"], expected one entry",
+        );
         check(json!({"layer_types": ["full_attention", "linear"]}), "layer_types `linear` is not served");
     }
 

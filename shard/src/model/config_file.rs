@@ -134,7 +134,8 @@ impl ConfigFile {
         };
         if let Some(Value::Object(text)) = self.object.get_mut("text_config") {
             // A model that also sees: its text model is what is scaled.
-            let mut inner = Self { path: self.path.clone(), prefix: String::new(), object: std::mem::take(text) };
+            let mut inner =
+                Self { path: self.path.clone(), prefix: String::new(), object: std::mem::take(text) };
             inner.set_rope_scaling(kind, factor);
             *text = inner.object;
         } else if parameters.values().any(Value::is_object) {

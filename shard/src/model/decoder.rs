@@ -60,7 +60,12 @@ impl Decoder {
     /// Takes this rank's weights from below `weights`, the root of the checkpoint.
     ///
     /// Errors when a tensor is missing or wrong. That the model can be split over so many ranks has been checked.
-    pub fn load(spec: &DecoderSpec, loader: &Loader, device: Device, ranks: Ranks) -> Result<Self, LoadError> {
+    pub fn load(
+        spec: &DecoderSpec,
+        loader: &Loader,
+        device: Device,
+        ranks: Ranks,
+    ) -> Result<Self, LoadError> {
         let weights = &loader.root();
         let body = body(spec, weights);
         let DecoderSpec { vocabulary, hidden, .. } = *spec;
@@ -134,7 +139,13 @@ impl Decoder {
             }
             (None, false) => &*residual_last,
         };
-        head.forward(&pass, hidden, &mut workspace.projected_last, &mut workspace.logits_part, &mut workspace.logits)
+        head.forward(
+            &pass,
+            hidden,
+            &mut workspace.projected_last,
+            &mut workspace.logits_part,
+            &mut workspace.logits,
+        )
     }
 }
 

@@ -32,11 +32,13 @@ pub(super) fn gemma2(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
 /// `gemma3_text`
 pub(super) fn gemma3_text(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
     let file = file.clone().or(GEMMA3_DEFAULTS.map(|(name, value)| (name, json!(value))));
-    let file = file.or([("rope_theta", json!(1e6)), ("rms_norm_eps", json!(1e-6)), ("sliding_window", json!(4096))]);
+    let file =
+        file.or([("rope_theta", json!(1e6)), ("rms_norm_eps", json!(1e-6)), ("sliding_window", json!(4096))]);
     let fields = file.fields();
     let config = ModelConfig::parse(&fields, &Names { activation: "hidden_activation", ..NAMES })?;
     let mut spec = sandwiched(&fields, &config)?;
-    let pattern = fields.size("sliding_window_pattern")?.or(fields.size("_sliding_window_pattern")?).unwrap_or(6);
+    let pattern =
+        fields.size("sliding_window_pattern")?.or(fields.size("_sliding_window_pattern")?).unwrap_or(6);
     let windows = config.windows(|layer| !(layer + 1).is_multiple_of(pattern));
     spec.set_windows(&windows);
     spec.ropes.push(RopeSpec::of_heads(&fields, &sliding_rope(&fields, &config)?, RopeLayout::HalfSplit)?);

@@ -39,8 +39,7 @@ fn base(fields: &Fields<'_>, config: &ModelConfig) -> Result<DecoderSpec, Config
     let mut spec = DecoderSpec::llama(fields, config)?;
     spec.body = &["transformer", ""];
     spec.embedding.name = "wte";
-    spec.embedding.positions =
-        Some(LearnedPositions { name: "wpe", offset: 0, count: config.positions_max });
+    spec.embedding.positions = Some(LearnedPositions { name: "wpe", offset: 0, count: config.positions_max });
     spec.layers_name = "h";
     spec.last_norm = Some("ln_f");
     spec.norm = NormSpec::layer(config.norm_eps);

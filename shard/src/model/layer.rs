@@ -220,12 +220,8 @@ impl Order {
             Block::Parallel { attention, mlp } => {
                 Self::Parallel { attention: norm(attention)?, mlp: maybe(mlp)? }
             }
-            Block::Normed { attention, mlp } => {
-                Self::Normed { attention: norm(attention)?, mlp: norm(mlp)? }
-            }
-            Block::Behind { attention, mlp } => {
-                Self::Behind { attention: norm(attention)?, mlp: norm(mlp)? }
-            }
+            Block::Normed { attention, mlp } => Self::Normed { attention: norm(attention)?, mlp: norm(mlp)? },
+            Block::Behind { attention, mlp } => Self::Behind { attention: norm(attention)?, mlp: norm(mlp)? },
         })
     }
 }
@@ -233,7 +229,13 @@ impl Order {
 impl Stream {
     pub(super) fn new(device: &Device, hidden: usize) -> Result<Self, OpError> {
         let tensor = || device.zeros(0, hidden);
-        Ok(Self { residual: tensor()?, normed: tensor()?, delta: tensor()?, pending: false, second: tensor()? })
+        Ok(Self {
+            residual: tensor()?,
+            normed: tensor()?,
+            delta: tensor()?,
+            pending: false,
+            second: tensor()?,
+        })
     }
 
     pub(super) fn set_rows(&mut self, rows: usize) -> Result<(), OpError> {

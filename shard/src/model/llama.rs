@@ -136,8 +136,9 @@ impl RopeSpec {
     ) -> Result<Self, ConfigError> {
         let head_dim = config.heads.head_dim;
         if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) || rotary_dim > head_dim {
-            let expected =
-                format!("an even number of rotated elements up to {head_dim}, the size of a head, not {rotary_dim}");
+            let expected = format!(
+                "an even number of rotated elements up to {head_dim}, the size of a head, not {rotary_dim}"
+            );
             return Err(fields.wrong("head_dim", expected));
         }
         config.rope.scaling.check(fields, rotary_dim / 2)?;

@@ -78,7 +78,8 @@ fn set_attention(
     }
     let (clip, scale) = (number("clip_qkv")?, number("softmax_scale")?);
     let (norm, scope) = (spec.norm, QkNormScope::Width);
-    let qk_norm = flag("qk_ln")?.unwrap_or(false).then_some(QkNorm { norm, scope, query: "q_ln", key: "k_ln" });
+    let qk_norm =
+        flag("qk_ln")?.unwrap_or(false).then_some(QkNorm { norm, scope, query: "q_ln", key: "k_ln" });
     for attention in spec.attentions() {
         attention.projections = Projections::Stacked("Wqkv");
         (attention.output, attention.qkv_bias, attention.output_bias) = ("out_proj", bias, bias);

@@ -60,7 +60,9 @@ impl RopeScaling {
     /// model was trained on, and it goes on as far as it is stretched.
     pub(super) fn positions_max(&self, stated: usize) -> usize {
         match self {
-            Self::Dynamic { factor, positions_original } => stated.max((factor * positions_original) as usize),
+            Self::Dynamic { factor, positions_original } => {
+                stated.max((factor * positions_original) as usize)
+            }
             _ => stated,
         }
     }
@@ -135,7 +137,9 @@ impl Context<'_> {
         let mscales = (fields.number_from("mscale", 0.0)?, fields.number_from("mscale_all_dim", 0.0)?);
         let amplitude = match (positive("attention_factor")?, mscales) {
             (Some(amplitude), _) => amplitude,
-            (None, (Some(mscale), Some(all))) if mscale != 0.0 && all != 0.0 => stretch(mscale) / stretch(all),
+            (None, (Some(mscale), Some(all))) if mscale != 0.0 && all != 0.0 => {
+                stretch(mscale) / stretch(all)
+            }
             (None, _) => stretch(1.0),
         };
         Ok(RopeScaling::Yarn {
@@ -222,7 +226,10 @@ mod tests {
         assert_eq!(found, RopeConfig { theta: 5e5, scaling: expected, partial: Some(0.5) });
         assert_eq!(scaling(json!({"type": "linear", "factor": 2.0})), RopeScaling::Linear { factor: 2.0 });
         let none = RopeConfig { theta: 1e6, scaling: RopeScaling::None, partial: None };
-        assert_eq!(parse(json!({"rope_scaling": {"rope_type": "default"}, "rope_theta": 1e6}), None).unwrap(), none);
+        assert_eq!(
+            parse(json!({"rope_scaling": {"rope_type": "default"}, "rope_theta": 1e6}), None).unwrap(),
+            none
+        );
         assert_eq!(parse(json!({"rope_scaling": null, "rope_theta": 1e6}), None).unwrap(), none);
     }
 

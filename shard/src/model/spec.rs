@@ -1,8 +1,6 @@
 //! What a decoder is made of. A family builds a [`DecoderSpec`] from its configuration; the decoder is the same for all.
 
-use crate::layers::{
-    AttentionSpec, EmbeddingSpec, LatentSpec, MlpSpec, MoeSpec, NormSpec, RopeSpec,
-};
+use crate::layers::{AttentionSpec, EmbeddingSpec, LatentSpec, MlpSpec, MoeSpec, NormSpec, RopeSpec};
 
 /// A decoder, over all ranks.
 #[derive(Clone, Debug)]

@@ -39,7 +39,8 @@ impl Shard {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("shard-0");
         let device = Device::cpu(NonZeroUsize::MIN).unwrap();
-        let model = model::load(&checkpoint(), &LoadOptions::default(), device.clone(), Ranks::alone()).unwrap();
+        let model =
+            model::load(&checkpoint(), &LoadOptions::default(), device.clone(), Ranks::alone()).unwrap();
         let identity = Identity {
             dtype: model.shape().dtype,
             sockets: vec![socket.clone(), dir.path().join("shard-1")],

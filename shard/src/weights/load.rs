@@ -133,7 +133,9 @@ impl<'a> WeightPath<'a> {
         };
         let (tensor, stored) = self.tensor(checkpoint, &region.stored_shapes())?;
         let dtype = self.loader.dtype.unwrap_or(stored);
-        if dtype == stored && let Some(weight) = Weight::mapped(&tensor, dtype, region) {
+        if dtype == stored
+            && let Some(weight) = Weight::mapped(&tensor, dtype, region)
+        {
             self.loader.mapped.borrow_mut().extend(weight.file_range());
             return Ok(weight);
         }

@@ -21,8 +21,8 @@ pub struct Weight {
 enum Storage {
     /// Where the checkpoint's file is mapped: never copied, and shared by all processes that map it.
     Mapped(FileRange),
-    /// Elements that no file holds in this form.
-    Owned(Arc<[u8]>),
+    /// Elements that no file holds in this form. Not a slice: making one would copy them once more.
+    Owned(Arc<Vec<u8>>),
 }
 
 /// Bytes of a mapped file.
@@ -56,7 +56,8 @@ impl Weight {
         let range = match region.rows.len() {
             0 => 0..0,
             count => {
-                let place = |row, col| (region.offset() + col) * dtype.size() + region.rows.stored(row) * stride;
+                let place =
+                    |row, col| (region.offset() + col) * dtype.size() + region.rows.stored(row) * stride;
                 place(0, region.cols.start)..place(count - 1, region.cols.end)
             }
         };
@@ -70,7 +71,7 @@ impl Weight {
         let stride = shape[1] * dtype.size();
         debug_assert_eq!(bytes.len(), shape[0] * stride);
         let layout = RowLayout { stride, group: shape[0].max(1), group_stride: bytes.len() };
-        Self { storage: Storage::Owned(bytes.into()), dtype, shape, layout }
+        Self { storage: Storage::Owned(Arc::new(bytes)), dtype, shape, layout }
     }
 
     /// Each of `parts` equal parts of the rows, turned: `[parts * rows, cols]` becomes `[parts * cols, rows]`.

@@ -57,7 +57,8 @@ fn name_of(directory: &Path) -> String {
 fn prompts(directory: &Path) -> Vec<Prompt> {
     let path = directory.join("expected.json");
     let contents = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let expected: Expected = serde_json::from_slice(&contents).expect("expected.json has the documented form");
+    let expected: Expected =
+        serde_json::from_slice(&contents).expect("expected.json has the documented form");
     expected.prompts
 }
 
@@ -72,11 +73,7 @@ fn heads(directory: &Path) -> usize {
 }
 
 /// The largest difference in any log-probability; errors when a token is another.
-fn compare(
-    runner: &mut Runner,
-    prompts: &[Prompt],
-    adapter: Option<&Arc<Adapter>>,
-) -> Result<f64, String> {
+fn compare(runner: &mut Runner, prompts: &[Prompt], adapter: Option<&Arc<Adapter>>) -> Result<f64, String> {
     let mut worst: f64 = 0.0;
     for prompt in prompts {
         let mut request = runner.request(&prompt.input_ids, prompt.generated_ids.len());
@@ -91,7 +88,10 @@ fn compare(
             let logprobs = log_softmax(last);
             let found = argmax(last);
             if found != expected {
-                return Err(format!("{}, token {step}: {found}, {expected} expected (so far {worst:.6})", prompt.name));
+                return Err(format!(
+                    "{}, token {step}: {found}, {expected} expected (so far {worst:.6})",
+                    prompt.name
+                ));
             }
             worst = worst.max((logprobs[expected as usize] - prompt.logprobs[step]).abs());
             let Top { ids, logprobs: expected } = &prompt.top[step];
@@ -128,7 +128,8 @@ fn report(found: &BTreeMap<String, Result<f64, String>>) {
 fn every_family_answers_as_the_reference_library_does() {
     let mut found = BTreeMap::new();
     for directory in directories() {
-        let worst = Runner::open(&directory, 2).and_then(|mut runner| compare(&mut runner, &prompts(&directory), None));
+        let worst = Runner::open(&directory, 2)
+            .and_then(|mut runner| compare(&mut runner, &prompts(&directory), None));
         found.insert(name_of(&directory), worst);
     }
     report(&found);
@@ -205,7 +206,9 @@ fn requests_with_different_adapters_do_not_change_each_other_in_a_batch() {
         let choices: Vec<Option<Arc<Adapter>>> = std::iter::once(None).chain(loaded.map(Some)).collect();
         let prompts = prompts(&directory);
         let mut requests: Vec<Request> = Vec::new();
-        for (prompt, adapter) in prompts.iter().flat_map(|prompt| choices.iter().map(move |choice| (prompt, choice))) {
+        for (prompt, adapter) in
+            prompts.iter().flat_map(|prompt| choices.iter().map(move |choice| (prompt, choice)))
+        {
             let mut request = runner.request(&prompt.input_ids[..prompt.input_ids.len().min(20)], 0);
             request.adapter = adapter.clone();
             requests.push(request);
@@ -273,8 +276,7 @@ fn chunks_neighbours_and_threads_do_not_change_a_bit_in_any_family() {
     for directory in directories() {
         let name = name_of(&directory);
         let alone = bits(&run(&directory, 1, usize::MAX, false));
-        let same =
-            |threads, chunk, together| bits(&run(&directory, threads, chunk, together)) == alone;
+        let same = |threads, chunk, together| bits(&run(&directory, threads, chunk, together)) == alone;
         assert!(same(1, 7, false), "{name}: chunks of 7");
         assert!(same(1, usize::MAX, true), "{name}: all requests together");
         assert!(same(2, 7, true), "{name}: together, in chunks of 7, on two threads");

@@ -161,7 +161,8 @@ fn each_request_is_answered_by_the_rank_that_its_id_names() {
 #[test]
 fn a_stop_string_ends_a_request_on_all_ranks_at_once() {
     let pair = Pair::start();
-    let text = |prompt: &str| String::from_utf8(expected(&ids_of(prompt), 9).iter().map(|id| *id as u8).collect());
+    let text =
+        |prompt: &str| String::from_utf8(expected(&ids_of(prompt), 9).iter().map(|id| *id as u8).collect());
     let mut requests = [request(0, "even", 9), request(1, "odd", 9)];
     for (request, prompt) in requests.iter_mut().zip(["even", "odd"]) {
         request.stopping.strings = vec![text(prompt).unwrap()[2..4].to_owned()];
