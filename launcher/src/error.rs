@@ -21,7 +21,7 @@ pub enum LaunchError {
     #[error("LOG_LEVEL: {0}")]
     LogLevel(String),
     /// Arguments that contradict each other or ask for what is not there.
-    #[error("{}: {0}", .0.name())]
+    #[error("{name}: {0}", name = .0.name())]
     Arguments(#[from] PlanError),
     /// The model's files are not all there.
     #[error("{0}")]
