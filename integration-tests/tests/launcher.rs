@@ -90,7 +90,9 @@ async fn what_cannot_start_ends_with_one_line_that_names_it() -> Result<()> {
     let broken = tempfile::tempdir()?;
     for entry in std::fs::read_dir(fixtures::directory("llama"))? {
         let entry = entry?;
-        std::fs::copy(entry.path(), broken.path().join(entry.file_name()))?;
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), broken.path().join(entry.file_name()))?;
+        }
     }
     std::fs::write(broken.path().join("model.safetensors"), b"not a checkpoint")?;
     let empty = empty.path().to_str().context("a path in UTF-8")?;

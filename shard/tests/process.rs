@@ -58,8 +58,8 @@ fn what_cannot_be_served_is_one_line_and_exit_code_one() {
     let checkpoint = checkpoint.to_str().unwrap();
     let empty = tempfile::tempdir().unwrap();
     for (arguments, expected) in [
-        (&["/no/such/model"][..], "Error: model directory `/no/such/model` does not exist\n"),
-        (&[checkpoint, "--quantize", "awq"], "Error: --quantize awq is not supported by this version\n"),
+        (&["/no/such/model"][..], "Error: shard 0: model directory `/no/such/model` does not exist\n"),
+        (&[checkpoint, "--quantize", "awq"], "Error: shard 0: --quantize awq is not supported by this version\n"),
         (&[empty.path().to_str().unwrap()], "tokenizer.json: No such file or directory (os error 2)\n"),
         (&[checkpoint, "--uds-path", "/no/such/place/shard"], "/no/such/place/shard-0: No such file"),
     ] {

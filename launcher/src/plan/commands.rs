@@ -171,7 +171,7 @@ pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> Shard
     command.option("--threads", values.shard_threads.value);
     command.switch_if("--sharded", values.shard_count.value > 1);
     command.option_if("--dtype", args.dtype.as_ref());
-    command.option("--load-format", &args.load_format);
+    command.option_if("--load-format", Some(&args.load_format).filter(|format| *format != "auto"));
     command.option_if("--rope-scaling", args.rope_scaling.as_ref());
     command.option_if("--rope-factor", args.rope_factor);
     if input.model.source != ModelSource::Embedded {
