@@ -118,8 +118,11 @@ impl Download<'_> {
     }
 
     fn no_weights(&self, order: &Order) -> HubError {
-        let extension =
-            if order.extension == select::SAFETENSORS { ".safetensors or .bin" } else { &order.extension };
+        let extension = if order.extension == select::SAFETENSORS {
+            ".safetensors, .bin or .pt"
+        } else {
+            &order.extension
+        };
         HubError::NoWeights { source_name: self.survey.source().to_string(), extension: extension.to_owned() }
     }
 

@@ -43,6 +43,6 @@ pub use hub::Hub;
 pub use listing::Entry;
 pub use proxy::Proxies;
 pub use repo::Source;
-pub use select::{Kind, SAFETENSORS};
+pub use select::{Kind, SAFETENSORS, Weights, indexed, weights};
 pub use survey::Survey;
 pub use token::Token;

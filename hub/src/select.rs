@@ -10,8 +10,11 @@ use crate::repo::is_relative_path;
 /// The ending of the weights that are preferred.
 pub const SAFETENSORS: &str = ".safetensors";
 
-/// The ending of the weights that are taken when there are no others.
+/// The usual ending of PyTorch's own files.
 const PICKLED: &str = ".bin";
+
+/// The endings of the weights that are taken when there are no others, in this order.
+const PYTORCH: [&str; 2] = [PICKLED, ".pt"];
 
 /// What makes a repository a model.
 pub(crate) const CONFIG: &str = "config.json";
@@ -83,7 +86,7 @@ pub(crate) fn is_small_file(kind: Kind, name: &str) -> bool {
 
 /// The weights of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Weights {
+pub enum Weights {
     /// These files.
     Files(Vec<String>),
     /// The files that this index names.
@@ -93,10 +96,10 @@ pub(crate) enum Weights {
 /// The weights among the files of a repository: one file of the usual name, or an index of several, or every file of the
 /// ending in the top directory. None when there are none.
 ///
-/// With [`SAFETENSORS`], files of PyTorch count when there is no other.
-pub(crate) fn weights(kind: Kind, names: &[&str], extension: &str) -> Option<Weights> {
-    weights_of(kind, names, extension)
-        .or_else(|| if extension == SAFETENSORS { weights_of(kind, names, PICKLED) } else { None })
+/// With [`SAFETENSORS`], files of PyTorch count when there are no others.
+pub fn weights(kind: Kind, names: &[&str], extension: &str) -> Option<Weights> {
+    let others = if extension == SAFETENSORS { &PYTORCH[..] } else { &[] };
+    [extension].iter().chain(others).find_map(|extension| weights_of(kind, names, extension))
 }
 
 fn weights_of(kind: Kind, names: &[&str], extension: &str) -> Option<Weights> {
@@ -132,7 +135,7 @@ pub(crate) fn is_candidate(name: &str, extension: &str) -> bool {
 /// The files that an index names, each once.
 ///
 /// Errors with what is wrong, to be put after the index's name.
-pub(crate) fn indexed(index: &[u8]) -> Result<Vec<String>, String> {
+pub fn indexed(index: &[u8]) -> Result<Vec<String>, String> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: Map<String, Value>,
@@ -225,6 +228,7 @@ mod tests {
         assert_eq!(weights(Kind::Model, &names, SAFETENSORS), files(&["pytorch_model.bin"]));
         assert_eq!(weights(Kind::Model, &["training_args.bin"], SAFETENSORS), None);
         assert_eq!(weights(Kind::Model, &["a.pt", "b.safetensors"], ".pt"), files(&["a.pt"]));
+        assert_eq!(weights(Kind::Model, &["a.pt"], SAFETENSORS), files(&["a.pt"]));
     }
 
     #[test]

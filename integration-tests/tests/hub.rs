@@ -376,7 +376,7 @@ fn a_repository_without_weights_says_so() -> Result<()> {
     let case = Case::new()?;
     case.fake.add("org/model", [("config.json", Content::of("{}")), ("model.onnx", Content::of("x"))]);
     let error = case.fetch("org/model").unwrap_err().to_string();
-    assert!(error.contains("`org/model`") && error.contains(".safetensors or .bin"), "{error}");
+    assert!(error.contains("`org/model`") && error.contains(".safetensors, .bin or .pt"), "{error}");
     Ok(())
 }
 

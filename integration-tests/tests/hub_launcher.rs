@@ -40,6 +40,9 @@ impl Case {
         let mut files = vec![("README.md".to_owned(), Content::of("not needed"))];
         for entry in fs::read_dir(fixtures::directory("llama"))? {
             let entry = entry?;
+            if entry.path().is_dir() {
+                continue;
+            }
             let name = entry.file_name().into_string().ok().context("a name in UTF-8")?;
             files.push((name, Content::read(&entry.path())?));
         }

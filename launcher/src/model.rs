@@ -1,21 +1,16 @@
 //! The model to serve: finds its files and says at once what is missing.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use hub::{Kind, Weights};
 
 use crate::demo;
 use crate::model_config::ModelConfig;
 
-/// A checkpoint in one file.
-const SINGLE_FILE: &str = "model.safetensors";
-
-/// The index of a checkpoint in several files.
-const INDEX: &str = "model.safetensors.index.json";
+/// What the name of an index of weights ends with.
+const INDEX_END: &str = ".index.json";
 
 /// Largest JSON file that is read: the index of the largest known checkpoints has under 10 MB.
 const JSON_BYTES_MAX: u64 = 64 << 20;
@@ -89,10 +84,14 @@ pub enum ModelError {
         file: String,
     },
     /// The index of the weights names a file that is not there.
-    #[error("model `{id}`: {INDEX} names `{file}`, which is not there")]
+    #[error("model `{id}`: {index} names `{file}`, which is not in {}", directory.display())]
     MissingWeights {
         /// The model.
         id: String,
+        /// The index's name.
+        index: String,
+        /// Where the weights should be.
+        directory: PathBuf,
         /// The file's name, as the index has it.
         file: String,
     },
@@ -102,12 +101,12 @@ pub enum ModelError {
         /// The model.
         id: String,
         /// The file's name.
-        file: &'static str,
+        file: String,
         /// What is wrong.
         problem: String,
     },
     /// Weights that should be in a directory of the user's.
-    #[error("model `{id}`: --weights-cache-override {} holds no *.safetensors file", directory.display())]
+    #[error("model `{id}`: --weights-cache-override {} holds no weights", directory.display())]
     NothingInOverride {
         /// The model.
         id: String,
@@ -145,9 +144,15 @@ impl Model {
         let directory = Path::new(id);
         let place = Place { id, directory, weights };
         place.require_directory()?;
+        let config = place.config()?;
         place.size_of("tokenizer.json")?.ok_or_else(|| place.missing("tokenizer.json"))?;
-        let absolute = std::path::absolute(directory).map_err(|source| place.unreadable("", source))?;
-        place.model(absolute, ModelSource::Directory, place.weights()?)
+        Ok(Self {
+            id: id.to_owned(),
+            source: ModelSource::Directory,
+            directory: std::path::absolute(directory).map_err(|source| place.unreadable("", source))?,
+            config,
+            weights: place.weights()?,
+        })
     }
 
     /// The model of the Hub whose files are or will be in `directory`, `config.json` among those that are. `listed` are
@@ -167,9 +172,10 @@ impl Model {
             None => WeightFiles { count: listed.len(), bytes: listed.iter().sum() },
         };
         if found.count == 0 {
-            return Err(place.missing("weights: no *.safetensors or *.bin file"));
+            return Err(place.missing("weights: no *.safetensors, *.bin or *.pt file"));
         }
-        place.model(directory.to_owned(), source, found)
+        let (id, directory, config) = (id.to_owned(), directory.to_owned(), place.config()?);
+        Ok(Self { id, source, directory, config, weights: found })
     }
 }
 
@@ -179,12 +185,6 @@ struct Place<'a> {
     directory: &'a Path,
     /// Where its weights are, if not there.
     weights: Option<&'a Path>,
-}
-
-/// `model.safetensors.index.json`: which file holds which tensor.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: Map<String, Value>,
 }
 
 impl Place<'_> {
@@ -202,65 +202,68 @@ impl Place<'_> {
         }
     }
 
-    fn model(
-        &self,
-        directory: PathBuf,
-        source: ModelSource,
-        weights: WeightFiles,
-    ) -> Result<Model, ModelError> {
-        let config = ModelConfig::parse(&self.read("config.json")?)
-            .map_err(|problem| self.bad("config.json", problem))?;
-        Ok(Model { id: self.id.to_owned(), source, directory, config, weights })
+    fn config(&self) -> Result<ModelConfig, ModelError> {
+        ModelConfig::parse(&self.read("config.json")?).map_err(|problem| self.bad("config.json", problem))
     }
 
-    /// One file of the usual name, or else those that the index names, or else all there are: what the shard reads.
+    /// One file of the usual name, or else those that an index names, or else all there are: what the shard reads.
     fn weights(&self) -> Result<WeightFiles, ModelError> {
         let directory = self.weights.unwrap_or(self.directory);
+        let mut names = self.listed_names(directory)?;
+        if self.weights.is_some() {
+            // Weights may lie elsewhere without the index that says what belongs to them.
+            names.extend(
+                self.listed_names(self.directory)?.into_iter().filter(|name| name.ends_with(INDEX_END)),
+            );
+        }
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut weights = WeightFiles { count: 0, bytes: 0 };
-        let names = if self.size_in(directory, SINGLE_FILE)?.is_some() {
-            vec![SINGLE_FILE.to_owned()]
-        } else if self.size_of(INDEX)?.is_some() {
-            self.indexed_names()?
-        } else {
-            self.listed_names(directory)?
-        };
-        for name in names {
-            let missing = || ModelError::MissingWeights { id: self.id.to_owned(), file: name.clone() };
-            weights.bytes += self.size_in(directory, &name)?.ok_or_else(missing)?;
-            weights.count += 1;
-        }
-        match (weights.count, self.weights) {
-            (0, None) => Err(self.missing("weights: no *.safetensors file")),
-            (0, Some(directory)) => {
-                Err(ModelError::NothingInOverride { id: self.id.to_owned(), directory: directory.to_owned() })
+        match hub::weights(Kind::Model, &names, hub::SAFETENSORS) {
+            None => match self.weights {
+                None => return Err(self.missing("weights: no *.safetensors, *.bin or *.pt file")),
+                Some(directory) => {
+                    let (id, directory) = (self.id.to_owned(), directory.to_owned());
+                    return Err(ModelError::NothingInOverride { id, directory });
+                }
+            },
+            Some(Weights::Files(files)) => {
+                for file in files {
+                    weights.bytes += self.size_in(directory, &file)?.unwrap_or(0);
+                    weights.count += 1;
+                }
             }
-            _ => Ok(weights),
+            Some(Weights::Indexed(index)) => {
+                for file in self.indexed_names(&index)? {
+                    let missing = || ModelError::MissingWeights {
+                        id: self.id.to_owned(),
+                        index: index.clone(),
+                        directory: directory.to_owned(),
+                        file: file.clone(),
+                    };
+                    weights.bytes += self.size_in(directory, &file)?.ok_or_else(missing)?;
+                    weights.count += 1;
+                }
+            }
         }
+        Ok(weights)
     }
 
-    /// The names in the index, each once. A name that leads out of the directory is an error.
-    fn indexed_names(&self) -> Result<Vec<String>, ModelError> {
-        let index: Index = serde_json::from_slice(&self.read(INDEX)?)
-            .map_err(|error| self.bad(INDEX, format!("is not an index of weights: {error}")))?;
-        let mut names = Vec::new();
-        for (tensor, name) in &index.weight_map {
-            let name = name.as_str().filter(|name| Path::new(name).file_name() == Some(OsStr::new(name)));
-            let problem = || self.bad(INDEX, format!("names no file of this directory for `{tensor}`"));
-            names.push(name.ok_or_else(problem)?.to_owned());
-        }
-        names.sort_unstable();
-        names.dedup();
-        Ok(names)
+    /// The names in an index, each once. A name that leads out of the directory is an error.
+    fn indexed_names(&self, index: &str) -> Result<Vec<String>, ModelError> {
+        let own = self.size_of(index)?.is_some();
+        let directory = self.weights.filter(|_| !own).unwrap_or(self.directory);
+        hub::indexed(&self.read_in(directory, index)?).map_err(|problem| self.bad(index, problem))
     }
 
-    /// Without an index: all `*.safetensors` files of the directory.
+    /// The files of a directory.
     fn listed_names(&self, directory: &Path) -> Result<Vec<String>, ModelError> {
         let failed =
             |source| ModelError::Unreadable { id: self.id.to_owned(), path: directory.to_owned(), source };
         let mut names = Vec::new();
         for entry in fs::read_dir(directory).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            if let Some(name) = name.to_str().filter(|name| name.ends_with(".safetensors")) {
+            let entry = entry.map_err(failed)?;
+            // A name that is not UTF-8 is none that weights have.
+            if let (Some(name), true) = (entry.file_name().to_str(), entry.path().is_file()) {
                 names.push(name.to_owned());
             }
         }
@@ -281,13 +284,17 @@ impl Place<'_> {
         }
     }
 
-    fn read(&self, name: &'static str) -> Result<Vec<u8>, ModelError> {
-        let bytes = self.size_of(name)?.ok_or_else(|| self.missing(name))?;
+    fn read(&self, name: &str) -> Result<Vec<u8>, ModelError> {
+        self.read_in(self.directory, name)
+    }
+
+    fn read_in(&self, directory: &Path, name: &str) -> Result<Vec<u8>, ModelError> {
+        let bytes = self.size_in(directory, name)?.ok_or_else(|| self.missing(name))?;
         if bytes > JSON_BYTES_MAX {
             return Err(self.bad(name, format!("has {bytes} bytes; at most {JSON_BYTES_MAX} are read")));
         }
         let mut content = Vec::new();
-        File::open(self.directory.join(name))
+        File::open(directory.join(name))
             .and_then(|file| file.take(JSON_BYTES_MAX).read_to_end(&mut content))
             .map_err(|error| self.unreadable(name, error))?;
         Ok(content)
@@ -297,8 +304,8 @@ impl Place<'_> {
         ModelError::MissingFile { id: self.id.to_owned(), file: file.to_owned() }
     }
 
-    fn bad(&self, file: &'static str, problem: String) -> ModelError {
-        ModelError::BadFile { id: self.id.to_owned(), file, problem }
+    fn bad(&self, file: &str, problem: String) -> ModelError {
+        ModelError::BadFile { id: self.id.to_owned(), file: file.to_owned(), problem }
     }
 
     fn unreadable(&self, name: &str, source: io::Error) -> ModelError {
@@ -324,6 +331,8 @@ mod tests {
         Model::open(directory(files).path().to_str().unwrap(), None)
     }
 
+    const INDEX: &str = "model.safetensors.index.json";
+
     const CONFIG: (&str, &str) = ("config.json", r#"{"model_type": "llama"}"#);
     const TOKENIZER: (&str, &str) = ("tokenizer.json", "{}");
 
@@ -341,7 +350,7 @@ mod tests {
         assert_eq!(open(&files).unwrap().weights, WeightFiles { count: 2, bytes: 5 });
 
         let error = open(&files[..4]).unwrap_err();
-        assert!(error.to_string().contains("names `2.safetensors`, which is not there"), "{error}");
+        assert!(error.to_string().contains("names `2.safetensors`, which is not in "), "{error}");
     }
 
     #[test]
@@ -349,7 +358,7 @@ mod tests {
         for name in ["\"../x.safetensors\"", "\"/etc/passwd\"", "\"..\"", "\"\"", "3"] {
             let index = format!(r#"{{"weight_map": {{"lm_head": {name}}}}}"#);
             let error = open(&[CONFIG, TOKENIZER, (INDEX, &index)]).unwrap_err();
-            assert!(error.to_string().contains("no file of this directory for `lm_head`"), "{name}: {error}");
+            assert!(error.to_string().contains("no file of its directory for `lm_head`"), "{name}: {error}");
         }
     }
 
@@ -358,7 +367,7 @@ mod tests {
         let cases: [(&[(&str, &str)], &str); 4] = [
             (&[], "has no config.json"),
             (&[CONFIG], "has no tokenizer.json"),
-            (&[CONFIG, TOKENIZER], "has no weights: no *.safetensors file"),
+            (&[CONFIG, TOKENIZER], "has no weights: no *.safetensors, *.bin or *.pt file"),
             (&[("config.json", "{"), TOKENIZER], "config.json is not a JSON object"),
         ];
         for (files, expected) in cases {
@@ -387,6 +396,12 @@ mod tests {
         fs::remove_file(model.path().join(INDEX)).unwrap();
         let error = open(&directory(&[])).unwrap_err().to_string();
         assert!(error.contains("--weights-cache-override") && error.lines().count() == 1, "{error}");
+    }
+
+    #[test]
+    fn files_of_pytorch_are_weights_when_there_are_no_others() {
+        let files = [CONFIG, TOKENIZER, ("pytorch_model.bin", "1234"), ("training_args.bin", "12")];
+        assert_eq!(open(&files).unwrap().weights, WeightFiles { count: 1, bytes: 4 });
     }
 
     #[test]
