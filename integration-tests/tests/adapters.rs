@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
+use integration_tests::fake_hub::{Content, FakeHub};
 use integration_tests::fixtures::{self, Expected};
 use integration_tests::stack::Stack;
 use serde_json::{Value, json};
@@ -100,6 +101,28 @@ async fn adapters_come_and_go_and_a_stream_keeps_its_own() -> Result<()> {
         client.post(LOAD, &json!({"lora_name": "none", "lora_path": fixtures::directory("llama")})).await?;
     assert_eq!(broken.status.as_u16(), 422, "{}", broken.body);
     assert!(broken.body.contains("adapter_config.json"), "{}", broken.body);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_of_the_hub_is_fetched_and_has_its_id_for_a_name() -> Result<()> {
+    let (fake, home) = (FakeHub::start()?, tempfile::tempdir()?);
+    let directory = fixtures::directory("llama/adapters/qv");
+    let mut files = vec![("README.md", Content::of("not needed"))];
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        files.push((name, Content::read(&directory.join(name))?));
+    }
+    fake.add("org/qv", files);
+    let (endpoint, home) = (fake.endpoint(), home.path().to_str().context("a path in UTF-8")?);
+    let model = fixtures::directory("llama");
+    let flags = ["--model-id", model.to_str().context("a path in UTF-8")?, "--lora-adapters", "org/qv@v1.0"];
+    let (base, qv) = (fixtures::expected("llama")?, fixtures::expected("llama/adapters/qv")?);
+    for more in [&[][..], &[("HF_HUB_OFFLINE", "1")]] {
+        let variables = [&[("HF_ENDPOINT", endpoint.as_str()), ("HF_HOME", home)], more].concat();
+        let stack = Stack::start_with(&flags, &variables).await?;
+        check(&stack, &[(Some("org/qv"), &qv), (None, &base)]).await?;
+    }
+    assert!(!fake.seen().iter().any(|request| request.path.contains("README")), "only what is needed");
     Ok(())
 }
 
