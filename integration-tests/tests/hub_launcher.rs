@@ -215,7 +215,9 @@ async fn a_plan_fetches_config_json_and_nothing_else() -> Result<()> {
 async fn what_the_hub_refuses_ends_the_launcher_with_one_line() -> Result<()> {
     let case = Case::with_llama()?;
     case.fake.restrict("org/llama", Access::Gated("hf_granted".into()));
-    let cases: [(&[&str], &[(&str, &str)], &[&str]); 4] = [
+    /// Arguments, variables, and what the line says.
+    type Row<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
+    let cases: [Row<'_>; 4] = [
         (&["--model-id", "org/lama"], &[], &["`org/lama`", "spelling"]),
         (&["--model-id", "org/llama", "--revision", "v9"], &[], &["no revision `v9`"]),
         (&["--model-id", "org/llama"], &[("HF_TOKEN", "hf_hush")], &["gated", "/org/llama", "from HF_TOKEN"]),

@@ -34,7 +34,7 @@ pub fn write_into(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Model;
+    use crate::model::{Model, WeightPlace};
 
     #[test]
     fn the_written_files_are_a_model_directory_like_any_other() {
@@ -42,7 +42,7 @@ mod tests {
         let directory = parent.path().join("demo");
         write_into(&directory).unwrap();
 
-        let opened = Model::open(directory.to_str().unwrap(), None).unwrap();
+        let opened = Model::open(directory.to_str().unwrap(), WeightPlace::Beside).unwrap();
         let embedded = Model::demo(directory);
         assert_eq!(opened.config, embedded.config);
         assert_eq!(opened.weights, embedded.weights);

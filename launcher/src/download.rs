@@ -75,7 +75,7 @@ fn download(args: &Args) -> Result<(), LaunchError> {
     telemetry::init(format, &args.logger_level, crate::env::no_color()).map_err(LaunchError::LogLevel)?;
     let weights = args.weights_cache_override.clone().filter(|path| !path.as_os_str().is_empty());
     if Path::new(&args.model_id).exists() {
-        let model = Model::open(&args.model_id, weights.as_deref())?;
+        let model = Model::open(&args.model_id, weights.as_deref().into())?;
         info!("All files of `{}` are in {}", model.id, model.directory.display());
         return Ok(());
     }

@@ -125,6 +125,23 @@ pub enum ModelError {
     },
 }
 
+/// Where the weights of a local model are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightPlace<'a> {
+    /// In its directory.
+    Beside,
+    /// In another one.
+    Elsewhere(&'a Path),
+    /// Nowhere: the shards make them up.
+    MadeUp,
+}
+
+impl<'a> From<Option<&'a Path>> for WeightPlace<'a> {
+    fn from(elsewhere: Option<&'a Path>) -> Self {
+        elsewhere.map_or(Self::Beside, Self::Elsewhere)
+    }
+}
+
 impl Model {
     /// The embedded demo model, to be found in `directory` once it is written there.
     pub fn demo(directory: PathBuf) -> Self {
@@ -137,12 +154,16 @@ impl Model {
         }
     }
 
-    /// The model in the local directory `id`; its weights may be in another one.
+    /// The model in the local directory `id`.
     ///
     /// Errors when it is no directory or has no valid `config.json`, no `tokenizer.json` or not all of its weights.
-    pub fn open(id: &str, weights: Option<&Path>) -> Result<Self, ModelError> {
+    pub fn open(id: &str, weights: WeightPlace<'_>) -> Result<Self, ModelError> {
         let directory = Path::new(id);
-        let place = Place { id, directory, weights };
+        let elsewhere = match weights {
+            WeightPlace::Elsewhere(weights) => Some(weights),
+            WeightPlace::Beside | WeightPlace::MadeUp => None,
+        };
+        let place = Place { id, directory, weights: elsewhere };
         place.require_directory()?;
         let config = place.config()?;
         place.size_of("tokenizer.json")?.ok_or_else(|| place.missing("tokenizer.json"))?;
@@ -151,7 +172,10 @@ impl Model {
             source: ModelSource::Directory,
             directory: std::path::absolute(directory).map_err(|source| place.unreadable("", source))?,
             config,
-            weights: place.weights()?,
+            weights: match weights {
+                WeightPlace::MadeUp => WeightFiles { count: 0, bytes: 0 },
+                WeightPlace::Beside | WeightPlace::Elsewhere(_) => place.weights()?,
+            },
         })
     }
 
@@ -328,7 +352,7 @@ mod tests {
     }
 
     fn open(files: &[(&str, &str)]) -> Result<Model, ModelError> {
-        Model::open(directory(files).path().to_str().unwrap(), None)
+        Model::open(directory(files).path().to_str().unwrap(), WeightPlace::Beside)
     }
 
     const INDEX: &str = "model.safetensors.index.json";
@@ -378,9 +402,9 @@ mod tests {
 
     #[test]
     fn what_is_neither_a_directory_nor_an_id_is_named() {
-        let error = Model::open("/no/such/directory", None).unwrap_err().to_string();
+        let error = Model::open("/no/such/directory", WeightPlace::Beside).unwrap_err().to_string();
         assert!(error.contains("`/no/such/directory`") && error.contains("`organization/name`"), "{error}");
-        assert!(matches!(Model::open("", None), Err(ModelError::EmptyId)));
+        assert!(matches!(Model::open("", WeightPlace::Beside), Err(ModelError::EmptyId)));
     }
 
     #[test]
@@ -388,7 +412,9 @@ mod tests {
         let index = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
         let model = directory(&[CONFIG, TOKENIZER, (INDEX, index)]);
         let weights = directory(&[("1.safetensors", "12"), ("2.safetensors", "345"), ("3.safetensors", "6")]);
-        let open = |weights: &TempDir| Model::open(model.path().to_str().unwrap(), Some(weights.path()));
+        let open = |weights: &TempDir| {
+            Model::open(model.path().to_str().unwrap(), WeightPlace::Elsewhere(weights.path()))
+        };
         assert_eq!(open(&weights).unwrap().weights, WeightFiles { count: 2, bytes: 5 });
 
         fs::remove_file(weights.path().join("2.safetensors")).unwrap();
@@ -414,7 +440,10 @@ mod tests {
     fn a_file_is_no_model_directory() {
         let parent = directory(&[CONFIG]);
         let file = parent.path().join("config.json");
-        assert!(matches!(Model::open(file.to_str().unwrap(), None), Err(ModelError::NotADirectory(_))));
+        assert!(matches!(
+            Model::open(file.to_str().unwrap(), WeightPlace::Beside),
+            Err(ModelError::NotADirectory(_))
+        ));
     }
 
     #[test]

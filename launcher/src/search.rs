@@ -10,7 +10,7 @@ use crate::adapters::{self, Adapter};
 use crate::args::Args;
 use crate::demo;
 use crate::error::LaunchError;
-use crate::model::{HubOrigin, Model, ModelError, ModelSource};
+use crate::model::{HubOrigin, Model, ModelError, ModelSource, WeightPlace};
 use crate::plan;
 
 /// What to look for. On the Hub, that fetches `config.json` and nothing else.
@@ -20,6 +20,8 @@ pub struct Search {
     revision: Option<String>,
     hub_cache: Option<PathBuf>,
     weights_directory: Option<PathBuf>,
+    /// Whether the shards make them up.
+    weights_made_up: bool,
     lora_adapters: String,
     demo_directory: PathBuf,
 }
@@ -42,6 +44,7 @@ impl Search {
             revision: args.revision.clone(),
             hub_cache: path(&args.huggingface_hub_cache),
             weights_directory: path(&args.weights_cache_override),
+            weights_made_up: args.load_format == "dummy",
             lora_adapters: args.lora_adapters.clone().unwrap_or_default(),
             demo_directory: run_dir.join(demo::ID),
         }
@@ -57,7 +60,8 @@ impl Search {
         let model = match &self.id {
             None => Model::demo(self.demo_directory.clone()),
             Some(id) if is_on_the_hub(id) => self.on_the_hub(id)?,
-            Some(id) => Model::open(id, self.weights_directory.as_deref())?,
+            Some(id) if self.weights_made_up => Model::open(id, WeightPlace::MadeUp)?,
+            Some(id) => Model::open(id, self.weights_directory.as_deref().into())?,
         };
         let adapters = adapters.into_iter().map(|argument| adapters::resolve(argument, || self.hub()));
         Ok(Found { model, adapters: adapters.collect::<Result<_, _>>()? })

@@ -59,7 +59,10 @@ fn what_cannot_be_served_is_one_line_and_exit_code_one() {
     let empty = tempfile::tempdir().unwrap();
     for (arguments, expected) in [
         (&["/no/such/model"][..], "Error: shard 0: model directory `/no/such/model` does not exist\n"),
-        (&[checkpoint, "--quantize", "awq"], "Error: shard 0: --quantize awq is not supported by this version\n"),
+        (
+            &[checkpoint, "--quantize", "awq"],
+            "Error: shard 0: --quantize awq is not supported by this version\n",
+        ),
         (&[empty.path().to_str().unwrap()], "tokenizer.json: No such file or directory (os error 2)\n"),
         (&[checkpoint, "--uds-path", "/no/such/place/shard"], "/no/such/place/shard-0: No such file"),
     ] {

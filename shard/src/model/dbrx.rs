@@ -45,7 +45,7 @@ pub(super) fn dbrx(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
     for layer in &mut spec.layers {
         layer.attention_name = "norm_attn_norm.attn";
         layer.block = Block::sequential("norm_attn_norm.norm_1", "norm_attn_norm.norm_2");
-        (layer.mlp_name, layer.mlp) = ("ffn", MlpKind::Experts(moe.clone()));
+        (layer.mlp_name, layer.mlp) = ("ffn", MlpKind::Experts(Box::new(moe.clone())));
     }
     if spec.head.weight != HeadWeight::Tied {
         spec.head.weight = HeadWeight::LM_HEAD;

@@ -139,7 +139,7 @@ fn set_experts(
         }
         let mlp = MlpSpec { intermediate: shared * intermediate, ..mlp.clone() };
         let shared = (shared > 0).then_some(SharedExpert { name: "shared_experts", mlp, gate: None });
-        layer.mlp = MlpKind::Experts(MoeSpec { shared, ..moe.clone() });
+        layer.mlp = MlpKind::Experts(Box::new(MoeSpec { shared, ..moe.clone() }));
     }
     Ok(())
 }

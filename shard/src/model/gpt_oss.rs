@@ -42,7 +42,7 @@ pub(super) fn gpt_oss(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
         shared: None,
     };
     for layer in &mut spec.layers {
-        layer.mlp = MlpKind::Experts(moe.clone());
+        layer.mlp = MlpKind::Experts(Box::new(moe.clone()));
     }
     Ok(spec)
 }

@@ -83,7 +83,7 @@ fn set_experts(
     };
     for layer in &mut spec.layers {
         layer.mlp_name = "";
-        layer.mlp = MlpKind::Experts(moe.clone());
+        layer.mlp = MlpKind::Experts(Box::new(moe.clone()));
     }
     if config.tie_word_embeddings.unwrap_or(true) {
         spec.head.weight = HeadWeight::Tied;

@@ -35,13 +35,13 @@ struct Around {
 }
 
 enum AttentionLayer {
-    Heads(Attention),
-    Latent(LatentAttention),
+    Heads(Box<Attention>),
+    Latent(Box<LatentAttention>),
 }
 
 enum MlpLayer {
-    Dense(Mlp),
-    Experts(Moe),
+    Dense(Box<Mlp>),
+    Experts(Box<Moe>),
 }
 
 /// The hidden states on their way through the layers.
@@ -79,15 +79,15 @@ impl Layer {
             order: Order::load(path, device, model, spec.block)?,
             attention: match &spec.attention {
                 AttentionKind::Heads(spec) => {
-                    AttentionLayer::Heads(Attention::load(&attention_path, device, spec)?)
+                    AttentionLayer::Heads(Box::new(Attention::load(&attention_path, device, spec)?))
                 }
                 AttentionKind::Latent(spec) => {
-                    AttentionLayer::Latent(LatentAttention::load(&attention_path, device, spec)?)
+                    AttentionLayer::Latent(Box::new(LatentAttention::load(&attention_path, device, spec)?))
                 }
             },
             mlp: match &spec.mlp {
-                MlpKind::Dense(spec) => MlpLayer::Dense(Mlp::load(&mlp_path, device, spec)?),
-                MlpKind::Experts(spec) => MlpLayer::Experts(Moe::load(&mlp_path, device, spec)?),
+                MlpKind::Dense(spec) => MlpLayer::Dense(Box::new(Mlp::load(&mlp_path, device, spec)?)),
+                MlpKind::Experts(spec) => MlpLayer::Experts(Box::new(Moe::load(&mlp_path, device, spec)?)),
             },
             residual_scale: model.residual_scale,
         })

@@ -38,7 +38,7 @@ pub(super) fn mixtral(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
     };
     for layer in &mut spec.layers {
         layer.mlp_name = "block_sparse_moe";
-        layer.mlp = MlpKind::Experts(moe.clone());
+        layer.mlp = MlpKind::Experts(Box::new(moe.clone()));
     }
     Ok(spec)
 }

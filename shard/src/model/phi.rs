@@ -83,7 +83,7 @@ pub(super) fn phimoe(file: &ConfigFile) -> Result<DecoderSpec, ConfigError> {
     };
     for layer in &mut spec.layers {
         layer.mlp_name = "block_sparse_moe";
-        layer.mlp = MlpKind::Experts(moe.clone());
+        layer.mlp = MlpKind::Experts(Box::new(moe.clone()));
     }
     if spec.head.weight != HeadWeight::Tied {
         let bias = fields.flag("lm_head_bias")?.unwrap_or(false);

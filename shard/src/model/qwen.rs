@@ -103,7 +103,7 @@ fn set_experts(
     for (index, layer) in spec.layers.iter_mut().enumerate() {
         let sparse = step > 0 && (index + 1).is_multiple_of(step) && !dense.contains(&index);
         if let (true, MlpKind::Dense(mlp)) = (sparse, &layer.mlp) {
-            layer.mlp = MlpKind::Experts(MoeSpec { shared: shared(mlp), ..moe.clone() });
+            layer.mlp = MlpKind::Experts(Box::new(MoeSpec { shared: shared(mlp), ..moe.clone() }));
         }
     }
     Ok(())

@@ -99,7 +99,7 @@ pub enum MlpKind {
     /// One MLP.
     Dense(MlpSpec),
     /// A mixture of experts.
-    Experts(MoeSpec),
+    Experts(Box<MoeSpec>),
 }
 
 /// From hidden states to logits.
