@@ -63,7 +63,7 @@ fn what_cannot_be_served_is_one_line_and_exit_code_one() {
             &[checkpoint, "--quantize", "awq"],
             "Error: shard 0: --quantize awq is not supported by this version\n",
         ),
-        (&[empty.path().to_str().unwrap()], "tokenizer.json: No such file or directory (os error 2)\n"),
+        (&[empty.path().to_str().unwrap()], "config.json: No such file or directory (os error 2)\n"),
         (&[checkpoint, "--uds-path", "/no/such/place/shard"], "/no/such/place/shard-0: No such file"),
     ] {
         let output = serve(arguments);

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use kernels::cpu::{self, Cpu, ExpertScratch};
+use kernels::cpu::{self, Cpu};
 use kernels::{Activation, Gating, OpError, RopeTable, Routes, Routing, Values};
 
 use super::{
-    Attention, AttentionRules, Expert, LowRank, Norm, Product, Projection, RopeAngles, RopeCacheWrite, Tensor,
+    Attention, AttentionRules, CopyParts, Experts, LowRank, Norm, Product, Projection, RopeAngles,
+    RopeCacheWrite, Tensor,
 };
 use crate::weights::Weight;
 
@@ -213,15 +214,8 @@ pub(super) fn route(
     cpu::route(cpu, scores.host(), routing, routes)
 }
 
-pub(super) fn experts(
-    cpu: &Cpu,
-    input: &Tensor,
-    routes: &Routes,
-    experts: &[Expert<'_>],
-    gating: Gating,
-    scratch: &mut ExpertScratch,
-    out: &mut Tensor,
-) -> Result<(), OpError> {
+pub(super) fn experts(cpu: &Cpu, args: Experts<'_>) -> Result<(), OpError> {
+    let Experts { input, routes, experts, gating, scratch, out } = args;
     let experts: Vec<_> = experts
         .iter()
         .map(|expert| kernels::Expert {
@@ -230,8 +224,8 @@ pub(super) fn experts(
             down: expert.down.kernel(),
         })
         .collect();
-    let input = input.host();
-    cpu::experts(cpu, cpu::Experts { input, routes, experts: &experts, gating, scratch, out: out.host_mut() })
+    let (input, out) = (input.host(), out.host_mut());
+    cpu::experts(cpu, cpu::Experts { input, routes, experts: &experts, gating, scratch, out })
 }
 
 impl<'a> Projection<'a> {
@@ -241,15 +235,9 @@ impl<'a> Projection<'a> {
 }
 
 /// Plain copies on the calling thread.
-pub(super) fn copy_parts(
-    parts: usize,
-    from: &Tensor,
-    out_of: usize,
-    to: &mut Tensor,
-    into: usize,
-    width: usize,
-) -> Result<(), OpError> {
+pub(super) fn copy_parts(args: CopyParts<'_>) -> Result<(), OpError> {
     const OP: &str = "copy_parts";
+    let CopyParts { parts, from, out_of, to, into, width } = args;
     let parts = parts.max(1);
     if from.rows() != to.rows() {
         return Err(OpError::Length { op: OP, what: "rows", expected: from.rows(), found: to.rows() });

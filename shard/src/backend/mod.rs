@@ -138,6 +138,38 @@ pub struct AttentionRules<'a> {
     pub sinks: Option<&'a Tensor>,
 }
 
+/// Arguments of [`Device::experts`].
+pub struct Experts<'a> {
+    /// `[T, hidden]`
+    pub input: &'a Tensor,
+    /// Which experts each token goes to.
+    pub routes: &'a Routes,
+    /// All experts of the layer.
+    pub experts: &'a [Expert<'a>],
+    /// What happens inside of them.
+    pub gating: Gating,
+    /// Buffers that are kept.
+    pub scratch: &'a mut ExpertScratch,
+    /// `[T, hidden]`
+    pub out: &'a mut Tensor,
+}
+
+/// Arguments of [`Device::copy_parts`]: `to[t, part, into ..] = from[t, part, out_of ..]`.
+pub struct CopyParts<'a> {
+    /// Equal parts of a row, in both tensors.
+    pub parts: usize,
+    /// `[T, parts * any width]`
+    pub from: &'a Tensor,
+    /// Where it begins in each part.
+    pub out_of: usize,
+    /// `[T, parts * any width]`
+    pub to: &'a mut Tensor,
+    /// Where it goes in each part.
+    pub into: usize,
+    /// Elements of each part.
+    pub width: usize,
+}
+
 /// An expert's weights.
 pub struct Expert<'a> {
     /// Into the gate.
@@ -339,34 +371,17 @@ impl Device {
         }
     }
 
-    /// Each token's experts, weighted and summed. `input`, `out`: `[T, hidden]`.
-    pub fn experts(
-        &self,
-        input: &Tensor,
-        routes: &Routes,
-        experts: &[Expert<'_>],
-        gating: Gating,
-        scratch: &mut ExpertScratch,
-        out: &mut Tensor,
-    ) -> Result<(), OpError> {
+    /// Each token's experts, weighted and summed.
+    pub fn experts(&self, args: Experts<'_>) -> Result<(), OpError> {
         match self {
-            Self::Cpu(cpu) => cpu::experts(cpu, input, routes, experts, gating, scratch, out),
+            Self::Cpu(cpu) => cpu::experts(cpu, args),
         }
     }
 
-    /// Rows of both tensors are `parts` equal parts; of each, `width` elements are copied:
-    /// `to[t, part, into ..] = from[t, part, out_of ..]`.
-    pub fn copy_parts(
-        &self,
-        parts: usize,
-        from: &Tensor,
-        out_of: usize,
-        to: &mut Tensor,
-        into: usize,
-        width: usize,
-    ) -> Result<(), OpError> {
+    /// Copies some elements of every part of every row.
+    pub fn copy_parts(&self, args: CopyParts<'_>) -> Result<(), OpError> {
         match self {
-            Self::Cpu(_) => cpu::copy_parts(parts, from, out_of, to, into, width),
+            Self::Cpu(_) => cpu::copy_parts(args),
         }
     }
 

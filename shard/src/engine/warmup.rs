@@ -8,9 +8,9 @@ use super::error::{EngineError, WarmupError};
 use super::request::{Admission, NewBatch, NewRequest, Placement, Prompt, Stopping};
 use crate::cache::KvShape;
 
-/// Tokens of the step that the warm-up runs. Few, since on a CPU the largest step takes minutes with a large model; but
-/// enough to visit every weight, so that none is still on disk when the first request comes.
-const REHEARSAL_TOKENS: usize = 64;
+/// Tokens of the step that the warm-up runs. Few, since on a CPU the largest step takes minutes with a large model, and even
+/// a small one is most of the time to a start where the weights are in memory already.
+const REHEARSAL_TOKENS: usize = 8;
 
 /// The caches of all ranks take no more than this of a machine's memory, which they share with everything else.
 const CACHE_BYTES_MAX: u64 = 4 << 30;

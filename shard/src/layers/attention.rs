@@ -1,7 +1,7 @@
 use kernels::{HeadShape, OpError, Sequence};
 
 use super::{LayerError, Linear, Norm, NormSpec, Pass, Rope, project};
-use crate::backend::{self, AttentionRules, Device, RopeCacheWrite, Tensor};
+use crate::backend::{self, AttentionRules, CopyParts, Device, RopeCacheWrite, Tensor};
 use crate::cache::LayerKv;
 use crate::weights::{Partition, Region, Rows, WeightPath};
 
@@ -380,7 +380,7 @@ impl HeadNorm {
         self.norm.forward_in_place(pass, gathered)?;
         let before: usize = cols[..pass.ranks.partition().rank].iter().sum();
         let width = x.width();
-        pass.device.copy_parts(1, gathered, before, x, 0, width)
+        pass.device.copy_parts(CopyParts { parts: 1, from: gathered, out_of: before, to: x, into: 0, width })
     }
 }
 

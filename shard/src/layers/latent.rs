@@ -1,7 +1,7 @@
 use kernels::{HeadShape, OpError};
 
 use super::{AttentionIo, AttentionStep, LayerError, Linear, Norm, NormSpec, Pass, project};
-use crate::backend::{self, AttentionRules, Device, RopeCacheWrite, Tensor};
+use crate::backend::{self, AttentionRules, CopyParts, Device, RopeCacheWrite, Tensor};
 use crate::weights::{Partition, Region, Rows, Weight, WeightPath};
 
 /// Sizes of a latent attention layer over all ranks.
@@ -205,9 +205,7 @@ impl LatentAttention {
         )?;
         let heads = self.heads.heads;
         pass.device.linear_per_head(heads, query_plain, &self.absorb_key, query_latent)?;
-        pass.device.copy_parts(heads, query_latent, 0, query, 0, self.latent_dim)?;
-        let rotary_dim = self.heads.head_dim - self.latent_dim;
-        pass.device.copy_parts(heads, query_rotary, 0, query, self.latent_dim, rotary_dim)
+        self.side_by_side(pass, heads, [&*query_latent, &*query_rotary], query)
     }
 
     /// The normalized latent and the key that is rotated, side by side.
@@ -215,9 +213,22 @@ impl LatentAttention {
         let LatentBuffers { latent, key_rotary, key, .. } = buffers;
         project(pass, input, [(&self.latent, &mut *latent), (&self.key_rotary, &mut *key_rotary)])?;
         self.latent_norm.forward_in_place(pass, latent)?;
-        pass.device.copy_parts(1, latent, 0, key, 0, self.latent_dim)?;
-        let rotary_dim = self.heads.head_dim - self.latent_dim;
-        pass.device.copy_parts(1, key_rotary, 0, key, self.latent_dim, rotary_dim)
+        self.side_by_side(pass, 1, [&*latent, &*key_rotary], key)
+    }
+
+    /// Per part of a row, a latent and what is rotated behind it.
+    fn side_by_side(
+        &self,
+        pass: &Pass<'_>,
+        parts: usize,
+        [latent, rotary]: [&Tensor; 2],
+        to: &mut Tensor,
+    ) -> Result<(), OpError> {
+        let latent_dim = self.latent_dim;
+        let latent = CopyParts { parts, from: latent, out_of: 0, to: &mut *to, into: 0, width: latent_dim };
+        pass.device.copy_parts(latent)?;
+        let width = self.heads.head_dim - latent_dim;
+        pass.device.copy_parts(CopyParts { parts, from: rotary, out_of: 0, to, into: latent_dim, width })
     }
 }
 

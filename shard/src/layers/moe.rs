@@ -1,7 +1,7 @@
 use kernels::{Gating, Groups, Normalize, OpError, Routes, Routing, Score};
 
 use super::{LayerError, Linear, Mlp, MlpBuffers, MlpSpec, Pass};
-use crate::backend::{Device, Expert, ExpertScratch, Tensor};
+use crate::backend::{Device, Expert, ExpertScratch, Experts, Tensor};
 use crate::weights::{Partition, Region, Rows, Stack, WeightPath};
 
 /// Sizes of a mixture of experts over all ranks, and what it is made of. Source: Shazeer et al. 2017.
@@ -186,7 +186,8 @@ impl Moe {
         };
         pass.device.route(scores, &routing, routes)?;
         let experts: Vec<Expert<'_>> = self.experts.iter().map(ExpertLayers::as_op).collect();
-        pass.device.experts(input, routes, &experts, self.gating, scratch, out)?;
+        let (experts, gating) = (&experts[..], self.gating);
+        pass.device.experts(Experts { input, routes, experts, gating, scratch, out: &mut *out })?;
         if let (Some(layers), Some(buffers)) = (&self.shared, shared) {
             layers.mlp.forward(pass, input, &mut buffers.mlp, &mut buffers.out)?;
             if let Some(gate) = &layers.gate {
