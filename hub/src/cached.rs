@@ -38,12 +38,18 @@ fn entry(name: String, path: &Path) -> Option<Entry> {
     Some(Entry { name, size: Some(metadata.len()) })
 }
 
-/// What a snapshot lacks, by name; nothing when it is complete.
-pub(crate) fn missing(snapshot: &Path, entries: &[Entry], kind: Kind, extension: &str) -> Vec<String> {
+/// What a snapshot lacks, by name; nothing when it is complete. `extension` is that of its weights, if it needs any.
+pub(crate) fn missing(
+    snapshot: &Path,
+    entries: &[Entry],
+    kind: Kind,
+    extension: Option<&str>,
+) -> Vec<String> {
     let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
     let config = if kind == Kind::Adapter { ADAPTER_CONFIG } else { CONFIG };
     let mut missing: Vec<String> =
         [config].iter().filter(|name| !names.contains(name)).map(|name| (*name).to_owned()).collect();
+    let Some(extension) = extension else { return missing };
     match select::weights(kind, &names, extension) {
         None => missing.push(format!("weights (*{extension})")),
         Some(Weights::Files(files)) => missing.extend(select::missing_parts(&files)),
@@ -74,7 +80,7 @@ mod tests {
         for (name, content) in files {
             fs::write(snapshot.path().join(name), content).unwrap();
         }
-        missing(snapshot.path(), &entries(snapshot.path()), Kind::Model, SAFETENSORS)
+        missing(snapshot.path(), &entries(snapshot.path()), Kind::Model, Some(SAFETENSORS))
     }
 
     #[test]
@@ -90,6 +96,7 @@ mod tests {
             assert_eq!(lack(files), Vec::<String>::new(), "{files:?}");
         }
         assert_eq!(lack(&[]), ["config.json", "weights (*.safetensors)"]);
+        assert_eq!(missing(Path::new("/"), &[], Kind::Model, None), ["config.json"]);
         assert_eq!(lack(&[("config.json", "{}"), indexed, ("2.safetensors", "")]), ["1.safetensors"]);
         let parts = [("config.json", "{}"), ("model-00001-of-00002.safetensors", "")];
         assert_eq!(lack(&parts), ["model-00002-of-00002.safetensors"]);

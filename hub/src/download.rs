@@ -38,8 +38,8 @@ pub struct Order {
     pub commit: Option<String>,
     /// Ending of the weights.
     pub extension: String,
-    /// A directory that holds the weights already.
-    pub weights_directory: Option<PathBuf>,
+    /// Where the weights are.
+    pub weights: WeightPlace,
     /// How progress is shown.
     pub progress: ProgressStyle,
 }
@@ -50,9 +50,26 @@ impl Default for Order {
             kind: None,
             commit: None,
             extension: select::SAFETENSORS.to_owned(),
-            weights_directory: None,
+            weights: WeightPlace::Repository,
             progress: ProgressStyle::Lines,
         }
+    }
+}
+
+/// Where the weights of a model are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WeightPlace {
+    /// In its repository, to be fetched.
+    Repository,
+    /// In this directory, all of them.
+    Directory(PathBuf),
+    /// Nowhere: they are not needed.
+    Nowhere,
+}
+
+impl WeightPlace {
+    pub(crate) fn is_in_repository(&self) -> bool {
+        *self == Self::Repository
     }
 }
 
@@ -78,32 +95,36 @@ impl Download<'_> {
             return Err(HubError::NoAdapter { source_name: survey.source().to_string() });
         }
         let names: Vec<&str> = survey.files().iter().map(|entry| entry.name.as_str()).collect();
-        let weights =
-            select::weights(kind, &names, &order.extension).ok_or_else(|| self.no_weights(order))?;
         let mut small: Vec<String> = names
             .iter()
             .filter(|name| select::is_small_file(kind, name))
             .map(|name| (*name).to_owned())
             .collect();
-        let weights = match weights {
-            Weights::Files(files) => files,
-            Weights::Indexed(index) => {
-                let path = self.one(&index)?;
-                small.retain(|name| *name != index);
-                cached::read_index(&path).map_err(|problem| HubError::BadAnswer {
-                    url: format!("{} of model {}", index, survey.source()),
-                    problem,
-                })?
-            }
-        };
-        match &order.weights_directory {
-            None => self.fetch(small, weights, order.progress)?,
-            Some(directory) => {
-                self.require_elsewhere(directory, &weights)?;
-                self.fetch(small, Vec::new(), order.progress)?;
+        let mut weights = Vec::new();
+        if order.weights != WeightPlace::Nowhere {
+            let chosen = select::weights(kind, &names, &order.extension);
+            match chosen.ok_or_else(|| self.no_weights(order))? {
+                Weights::Files(files) => weights = files,
+                Weights::Indexed(index) => {
+                    weights = self.indexed(&index)?;
+                    small.retain(|name| *name != index);
+                }
             }
         }
-        Ok(())
+        if let WeightPlace::Directory(directory) = &order.weights {
+            self.require_elsewhere(directory, &weights)?;
+            weights.clear();
+        }
+        self.fetch(small, weights, order.progress)
+    }
+
+    /// The files that an index names, which is fetched for that.
+    fn indexed(&self, index: &str) -> Result<Vec<String>, HubError> {
+        let nonsense = |problem| HubError::BadAnswer {
+            url: format!("{index} of model {}", self.survey.source()),
+            problem,
+        };
+        cached::read_index(&self.one(index)?).map_err(nonsense)
     }
 
     /// Fetches one file, unless it is there, and says where.

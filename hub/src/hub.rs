@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::client::Client;
 use crate::config::HubConfig;
-use crate::download::{Download, Order};
+use crate::download::{Download, Order, WeightPlace};
 use crate::error::HubError;
 use crate::repo::Source;
 use crate::select::{ADAPTER_CONFIG, Kind, SAFETENSORS};
@@ -33,8 +33,9 @@ impl Hub {
     /// What there is of a model: on the Hub, or in the cache if the Hub may not or cannot be asked.
     ///
     /// Errors when there is no such model or revision, or when it may not be read.
-    pub fn survey_model(&self, source: &Source) -> Result<Survey, HubError> {
-        let survey = survey::look(&self.client, &self.config, source, None, SAFETENSORS)?;
+    pub fn survey_model(&self, source: &Source, weights: &WeightPlace) -> Result<Survey, HubError> {
+        let extension = weights.is_in_repository().then_some(SAFETENSORS);
+        let survey = survey::look(&self.client, &self.config, source, None, extension)?;
         match survey.kind() {
             Kind::Model => Ok(survey),
             Kind::Adapter => {
@@ -47,7 +48,8 @@ impl Hub {
     ///
     /// Errors when there is no such repository or revision, when it may not be read, or when it is no adapter.
     pub fn survey_adapter(&self, source: &Source) -> Result<Survey, HubError> {
-        let survey = survey::look(&self.client, &self.config, source, Some(Kind::Adapter), SAFETENSORS)?;
+        let survey =
+            survey::look(&self.client, &self.config, source, Some(Kind::Adapter), Some(SAFETENSORS))?;
         match survey.has(ADAPTER_CONFIG) {
             true => Ok(survey),
             false => Err(HubError::NoAdapter { source_name: source.to_string() }),
@@ -72,7 +74,8 @@ impl Hub {
         let exact =
             order.commit.as_deref().map(|commit| Source::new(source.id(), Some(commit))).transpose()?;
         let exact = exact.as_ref().unwrap_or(source);
-        let survey = survey::look(&self.client, &self.config, exact, order.kind, &order.extension)?;
+        let extension = order.weights.is_in_repository().then_some(order.extension.as_str());
+        let survey = survey::look(&self.client, &self.config, exact, order.kind, extension)?;
         if !survey.is_cached() {
             let download = self.download(&survey);
             download.all(order)?;

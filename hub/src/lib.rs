@@ -37,7 +37,7 @@ mod url;
 mod window;
 
 pub use config::{ConfigError, HubConfig, Patience};
-pub use download::Order;
+pub use download::{Order, WeightPlace};
 pub use error::HubError;
 pub use hub::Hub;
 pub use listing::Entry;

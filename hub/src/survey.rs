@@ -81,7 +81,7 @@ impl Survey {
     }
 }
 
-/// Looks at a revision. The Hub is asked, unless the configuration forbids it; if it cannot be reached and the cache is
+/// Looks at a revision, whose weights have this extension if they are needed. The Hub is asked, unless the configuration forbids it; if it cannot be reached and the cache is
 /// complete, the cache will do, with a warning.
 ///
 /// Errors when the revision is nowhere, or not completely in the cache where that is the only place.
@@ -90,7 +90,7 @@ pub(crate) fn look(
     config: &HubConfig,
     source: &Source,
     kind: Option<Kind>,
-    extension: &str,
+    extension: Option<&str>,
 ) -> Result<Survey, HubError> {
     let (cached, missing) = in_cache(config, source, kind, extension);
     if config.offline {
@@ -127,7 +127,7 @@ fn in_cache(
     config: &HubConfig,
     source: &Source,
     kind: Option<Kind>,
-    extension: &str,
+    extension: Option<&str>,
 ) -> (Option<Survey>, Vec<String>) {
     let repository = RepoCache::new(&config.cache, source);
     let Some(commit) = repository.commit_of(source) else {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use hub::{Hub, HubConfig, HubError, Order, Patience, Proxies, Source, Token};
+use hub::{Hub, HubConfig, HubError, Order, Patience, Proxies, Source, Token, WeightPlace};
 use integration_tests::fake_hub::{Access, COMMIT, Content, FakeHub, Fault};
 
 /// A Hub, and a cache of its own.
@@ -395,7 +395,11 @@ fn an_adapter_is_fetched_as_one_and_is_no_model() -> Result<()> {
     let directory = case.hub()?.fetch_adapter("org/adapter@v1.0", &Order::default())?;
     assert_eq!(names(&directory)?, ["adapter_config.json", "adapter_model.safetensors"]);
 
-    let error = case.hub()?.survey_model(&Source::parse("org/adapter")?).unwrap_err().to_string();
+    let error = case
+        .hub()?
+        .survey_model(&Source::parse("org/adapter")?, &WeightPlace::Repository)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("a LoRA adapter of `org/base`") && error.contains("--lora-adapters"), "{error}");
     let error = case.hub()?.fetch_adapter("org/model", &Order::default()).unwrap_err().to_string();
     assert!(error.contains("`org/model` is not a LoRA adapter"), "{error}");
@@ -444,7 +448,7 @@ fn a_hub_that_cannot_be_reached_is_done_without_when_the_cache_is_complete() -> 
 fn weights_that_lie_elsewhere_are_not_fetched_and_missing_ones_are_named() -> Result<()> {
     let case = Case::with_model()?;
     let elsewhere = tempfile::tempdir()?;
-    let order = Order { weights_directory: Some(elsewhere.path().to_owned()), ..Order::default() };
+    let order = Order { weights: WeightPlace::Directory(elsewhere.path().to_owned()), ..Order::default() };
     let source = Source::parse("org/model")?;
     let error = case.hub()?.fetch(&source, &order).unwrap_err().to_string();
     assert!(
@@ -454,6 +458,13 @@ fn weights_that_lie_elsewhere_are_not_fetched_and_missing_ones_are_named() -> Re
     fs::write(elsewhere.path().join("model.safetensors"), "weights")?;
     let directory = case.hub()?.fetch(&source, &order)?;
     assert_eq!(names(&directory)?, ["config.json", "tokenizer.json"]);
+
+    let mut case = case;
+    case.config.offline = true;
+    case.hub()?.fetch(&source, &order)?;
+    let without = Order { weights: WeightPlace::Nowhere, ..Order::default() };
+    case.hub()?.fetch(&source, &without)?;
+    assert!(case.fetch("org/model").is_err(), "of itself the cache is not complete");
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use hub::{Hub, HubConfig, Kind, Order, Source};
+use hub::{Hub, HubConfig, Kind, Order, Source, WeightPlace};
 use telemetry::LogFormat;
 use telemetry::progress::ProgressStyle;
 use tracing::info;
@@ -36,6 +36,9 @@ struct Args {
     /// Flat directory that holds the weight files already; everything else is fetched.
     #[arg(long, env)]
     weights_cache_override: Option<PathBuf>,
+    /// Leave the weights out: they are not needed.
+    #[arg(long, conflicts_with = "weights_cache_override")]
+    without_weights: bool,
     /// Level of the log, or a filter such as `hub=debug`.
     #[arg(long, default_value = "INFO")]
     logger_level: String,
@@ -85,7 +88,11 @@ fn download(args: &Args) -> Result<(), LaunchError> {
         kind: args.adapter.then_some(Kind::Adapter),
         commit: args.commit.clone(),
         extension: args.extension.clone(),
-        weights_directory: weights,
+        weights: match weights {
+            _ if args.without_weights => WeightPlace::Nowhere,
+            Some(directory) => WeightPlace::Directory(directory),
+            None => WeightPlace::Repository,
+        },
         progress: ProgressStyle::fitting(format),
     };
     let source = Source::new(&args.model_id, args.revision.as_deref())?;

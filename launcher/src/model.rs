@@ -136,6 +136,16 @@ pub enum WeightPlace<'a> {
     MadeUp,
 }
 
+impl<'a> WeightPlace<'a> {
+    /// The directory of weights that are not in the model's own.
+    fn elsewhere(self) -> Option<&'a Path> {
+        match self {
+            Self::Elsewhere(directory) => Some(directory),
+            Self::Beside | Self::MadeUp => None,
+        }
+    }
+}
+
 impl<'a> From<Option<&'a Path>> for WeightPlace<'a> {
     fn from(elsewhere: Option<&'a Path>) -> Self {
         elsewhere.map_or(Self::Beside, Self::Elsewhere)
@@ -159,11 +169,7 @@ impl Model {
     /// Errors when it is no directory or has no valid `config.json`, no `tokenizer.json` or not all of its weights.
     pub fn open(id: &str, weights: WeightPlace<'_>) -> Result<Self, ModelError> {
         let directory = Path::new(id);
-        let elsewhere = match weights {
-            WeightPlace::Elsewhere(weights) => Some(weights),
-            WeightPlace::Beside | WeightPlace::MadeUp => None,
-        };
-        let place = Place { id, directory, weights: elsewhere };
+        let place = Place { id, directory, weights: weights.elsewhere() };
         place.require_directory()?;
         let config = place.config()?;
         place.size_of("tokenizer.json")?.ok_or_else(|| place.missing("tokenizer.json"))?;
@@ -187,17 +193,18 @@ impl Model {
         id: &str,
         directory: &Path,
         source: ModelSource,
-        weights: Option<&Path>,
+        weights: WeightPlace<'_>,
         listed: &[u64],
     ) -> Result<Self, ModelError> {
-        let place = Place { id, directory, weights };
+        let place = Place { id, directory, weights: weights.elsewhere() };
         let found = match weights {
-            Some(_) => place.weights()?,
-            None => WeightFiles { count: listed.len(), bytes: listed.iter().sum() },
+            WeightPlace::Elsewhere(_) => place.weights()?,
+            WeightPlace::MadeUp => WeightFiles { count: 0, bytes: 0 },
+            WeightPlace::Beside if listed.is_empty() => {
+                return Err(place.missing("weights: no *.safetensors, *.bin or *.pt file"));
+            }
+            WeightPlace::Beside => WeightFiles { count: listed.len(), bytes: listed.iter().sum() },
         };
-        if found.count == 0 {
-            return Err(place.missing("weights: no *.safetensors, *.bin or *.pt file"));
-        }
         let (id, directory, config) = (id.to_owned(), directory.to_owned(), place.config()?);
         Ok(Self { id, source, directory, config, weights: found })
     }

@@ -78,7 +78,12 @@ impl Search {
     fn on_the_hub(&self, id: &str) -> Result<Model, LaunchError> {
         let source = Source::new(id, self.revision.as_deref())?;
         let hub = self.hub()?;
-        let survey = hub.survey_model(&source)?;
+        let place = match &self.weights_directory {
+            _ if self.weights_made_up => hub::WeightPlace::Nowhere,
+            Some(directory) => hub::WeightPlace::Directory(directory.clone()),
+            None => hub::WeightPlace::Repository,
+        };
+        let survey = hub.survey_model(&source, &place)?;
         for file in ["config.json", "tokenizer.json"] {
             if !survey.has(file) {
                 return Err(ModelError::MissingFile { id: id.to_owned(), file: file.to_owned() }.into());
@@ -91,7 +96,11 @@ impl Search {
             is_cached: survey.is_cached(),
         };
         let listed: Vec<u64> = survey.likely_weights().iter().map(|entry| entry.size.unwrap_or(0)).collect();
-        let weights = self.weights_directory.as_deref();
+        let weights = match &place {
+            hub::WeightPlace::Repository => WeightPlace::Beside,
+            hub::WeightPlace::Directory(directory) => WeightPlace::Elsewhere(directory),
+            hub::WeightPlace::Nowhere => WeightPlace::MadeUp,
+        };
         Ok(Model::at(id, survey.directory(), ModelSource::Hub(origin), weights, &listed)?)
     }
 

@@ -130,7 +130,10 @@ pub(super) fn downloads(input: PlanInput<'_>) -> Vec<DownloadPlan> {
         && !origin.is_cached
     {
         let mut command = download(input, &input.model.id, origin);
-        command.path_if("--weights-cache-override", input.args.weights_cache_override.as_ref());
+        match input.args.load_format.as_str() {
+            "dummy" => command.word("--without-weights"),
+            _ => command.path_if("--weights-cache-override", input.args.weights_cache_override.as_ref()),
+        }
         downloads.push(DownloadPlan { id: input.model.id.clone(), command });
     }
     for adapter in input.adapters {
