@@ -325,8 +325,9 @@ mod tests {
 
     #[test]
     fn the_router_waits_for_every_shard() {
-        // The last one ends before it is ready; the first two are.
-        let (error, directory) = run_shards(&[FOREVER, FOREVER, "exit 4"], FOREVER, false);
+        // The last one ends before any is ready, but not before the others run.
+        let last = "while ! [ -e shard ] || ! [ -e shard-1 ]; do sleep 0.01; done; exit 4";
+        let (error, directory) = run_shards(&[FOREVER, FOREVER, last], FOREVER, false);
         assert_eq!(error, "ShardCannotStart: shard 2 ended with exit code 4 before it was ready");
         assert!(!directory.path().join("router").exists());
         assert!(has_ended(&directory, "shard") && has_ended(&directory, "shard-1"));
