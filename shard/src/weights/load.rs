@@ -7,7 +7,7 @@ use kernels::DType;
 use safetensors::tensor::Dtype;
 
 use super::region::{Region, Rows};
-use super::weight::{FileRange, append, read};
+use super::weight::{FileRange, read};
 use super::{Checkpoint, Partition, RandomWeights, Weight, WeightError};
 
 /// Where weights come from.
@@ -139,7 +139,7 @@ impl<'a> WeightPath<'a> {
             self.loader.mapped.borrow_mut().extend(weight.file_range());
             return Ok(weight);
         }
-        Ok(Weight::owned(copy(tensor.bytes(), stored, dtype, region), dtype, region.shape()))
+        Ok(copy(tensor.bytes(), stored, dtype, region))
     }
 
     /// The whole vector here, of `length` elements, as f32. Norms and biases are small: they are copied.
@@ -208,17 +208,17 @@ impl<'a> WeightPath<'a> {
 }
 
 /// The elements of a region, row by row, in another type.
-fn copy(bytes: &[u8], stored: DType, wanted: DType, region: &Region) -> Vec<u8> {
+fn copy(bytes: &[u8], stored: DType, wanted: DType, region: &Region) -> Weight {
     let [rows, cols] = region.whole;
-    let mut copied = Vec::with_capacity(region.rows.len() * region.cols.len() * wanted.size());
-    for row in 0..region.rows.len() {
+    let (offset, start) = (region.offset(), region.cols.start);
+    Weight::from_rows(wanted, region.shape(), |row| {
         let row = region.rows.stored(row);
-        for col in region.cols.clone() {
+        move |col| {
+            let col = start + col;
             let place = if region.transposed { col * rows + row } else { row * cols + col };
-            append(&mut copied, wanted, read(bytes, stored, region.offset() + place));
+            read(bytes, stored, offset + place)
         }
-    }
-    copied
+    })
 }
 
 #[cfg(test)]

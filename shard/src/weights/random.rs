@@ -2,13 +2,11 @@
 //! without its checkpoint.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::thread;
 
 use kernels::DType;
 
 use super::Weight;
 use super::region::Region;
-use super::weight::append;
 
 /// Random weights. An element depends on the seed, the tensor's name and its place alone, so that ranks agree.
 #[derive(Clone, Copy, Debug)]
@@ -22,32 +20,13 @@ pub struct RandomWeights {
 impl RandomWeights {
     /// A matrix whose products keep the size of what goes in: uniform, with variance `1 / cols`.
     pub(super) fn matrix(self, name: &str, region: &Region) -> Weight {
-        let [rows, cols] = region.shape();
         let scale = (3.0 / region.whole[1] as f32).sqrt();
         let key = self.key(name);
-        let first = region.offset();
-        let row = |row: usize| {
-            let start = first + region.rows.stored(row) * region.whole[1] + region.cols.start;
-            let mut bytes = Vec::with_capacity(cols * self.dtype.size());
-            (start..start + cols).for_each(|at| append(&mut bytes, self.dtype, scale * uniform(key, at)));
-            bytes
-        };
-        let threads = thread::available_parallelism().map_or(1, |count| count.get());
-        let per_thread = rows.div_ceil(threads).max(1);
-        let mut bytes = Vec::with_capacity(rows * cols * self.dtype.size());
-        thread::scope(|scope| {
-            let parts: Vec<_> = (0..rows)
-                .step_by(per_thread)
-                .map(|start| {
-                    let part = start..rows.min(start + per_thread);
-                    scope.spawn(move || part.flat_map(row).collect::<Vec<u8>>())
-                })
-                .collect();
-            for part in parts {
-                bytes.extend(part.join().expect("filling with random numbers does not panic"));
-            }
-        });
-        Weight::owned(bytes, self.dtype, [rows, cols])
+        Weight::from_rows(self.dtype, region.shape(), |row| {
+            let row = region.rows.stored(row) * region.whole[1];
+            let first = region.offset() + row + region.cols.start;
+            move |col| scale * uniform(key, first + col)
+        })
     }
 
     /// Norm weights near one, biases near zero.

@@ -1,6 +1,8 @@
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread;
 
 use half::{bf16, f16};
 use kernels::{DType, Matrix, RowLayout};
@@ -66,42 +68,59 @@ impl Weight {
         Some(Self { storage, dtype, shape: region.shape(), layout })
     }
 
-    /// A matrix of its own, row by row. `bytes` are as many as its elements need.
-    pub(super) fn owned(bytes: Vec<u8>, dtype: DType, shape: [usize; 2]) -> Self {
-        let stride = shape[1] * dtype.size();
-        debug_assert_eq!(bytes.len(), shape[0] * stride);
-        let layout = RowLayout { stride, group: shape[0].max(1), group_stride: bytes.len() };
-        Self { storage: Storage::Owned(Arc::new(bytes)), dtype, shape, layout }
+    /// A matrix of its own, made row by row: `row` answers with what makes the elements of one. Each is rounded to the
+    /// nearest that the type has.
+    pub(super) fn from_rows<R: Fn(usize) -> f32>(
+        dtype: DType,
+        [rows, cols]: [usize; 2],
+        row: impl Fn(usize) -> R + Sync,
+    ) -> Self {
+        /// Fewer elements are not worth a thread.
+        const PER_THREAD_MIN: usize = 1 << 16;
+        let width = cols * dtype.size();
+        let mut bytes = vec![0; rows * width];
+        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let threads = threads.min(rows * cols / PER_THREAD_MIN).max(1);
+        let per_thread = rows.div_ceil(threads).max(1);
+        thread::scope(|scope| {
+            for (part, bytes) in bytes.chunks_mut((per_thread * width).max(1)).enumerate() {
+                let row = &row;
+                scope.spawn(move || {
+                    for (index, bytes) in (part * per_thread..).zip(bytes.chunks_exact_mut(width.max(1))) {
+                        let element = row(index);
+                        (0..cols).for_each(|col| write(bytes, dtype, col, element(col)));
+                    }
+                });
+            }
+        });
+        let layout = RowLayout { stride: width, group: rows.max(1), group_stride: bytes.len() };
+        Self { storage: Storage::Owned(Arc::new(bytes)), dtype, shape: [rows, cols], layout }
     }
 
     /// Each of `parts` equal parts of the rows, turned: `[parts * rows, cols]` becomes `[parts * cols, rows]`.
     pub fn transpose_parts(&self, parts: usize) -> Self {
         let matrix = self.matrix();
         let [rows, cols] = [self.shape[0] / parts, self.shape[1]];
-        let mut bytes = Vec::with_capacity(parts * rows * cols * self.dtype.size());
-        for part in 0..parts {
-            for col in 0..cols {
-                for row in part * rows..(part + 1) * rows {
-                    append(&mut bytes, self.dtype, matrix.element(row, col));
-                }
-            }
-        }
-        Self::owned(bytes, self.dtype, [parts * cols, rows])
+        // A row of the result is a column of a part.
+        Self::from_rows(self.dtype, [parts * cols, rows], |row| {
+            move |col| matrix.element(row / cols * rows + col, row % cols)
+        })
     }
 
     /// Every row divided by its length, in the same type.
     pub fn normalize_rows(&self) -> Self {
         let matrix = self.matrix();
         let [rows, cols] = self.shape;
-        let mut bytes = Vec::with_capacity(rows * cols * self.dtype.size());
-        for row in 0..rows {
-            let elements = (0..cols).map(|col| matrix.element(row, col));
-            let length = elements.clone().map(|element| f64::from(element).powi(2)).sum::<f64>().sqrt();
+        let factor = |row: usize| {
+            let squares = (0..cols).map(|col| f64::from(matrix.element(row, col)).powi(2));
             // As the reference does, so that a row of zeros stays one.
-            let factor = 1.0 / length.max(1e-12) as f32;
-            elements.for_each(|element| append(&mut bytes, self.dtype, element * factor));
-        }
-        Self::owned(bytes, self.dtype, self.shape)
+            1.0 / squares.sum::<f64>().sqrt().max(1e-12) as f32
+        };
+        let factors: Vec<f32> = (0..rows).map(factor).collect();
+        Self::from_rows(self.dtype, self.shape, |row| {
+            let factor = factors[row];
+            move |col| matrix.element(row, col) * factor
+        })
     }
 
     /// As the operations take it.
@@ -161,12 +180,12 @@ pub(super) fn read(bytes: &[u8], dtype: DType, index: usize) -> f32 {
     }
 }
 
-/// Appends one element, rounded to the nearest that the type has.
-pub(super) fn append(bytes: &mut Vec<u8>, dtype: DType, element: f32) {
+/// Writes one element, rounded to the nearest that the type has.
+fn write(bytes: &mut [u8], dtype: DType, index: usize, element: f32) {
     match dtype {
-        DType::F32 => bytes.extend(element.to_le_bytes()),
-        DType::F16 => bytes.extend(f16::from_f32(element).to_le_bytes()),
-        DType::BF16 => bytes.extend(bf16::from_f32(element).to_le_bytes()),
+        DType::F32 => bytes.as_chunks_mut().0[index] = element.to_le_bytes(),
+        DType::F16 => bytes.as_chunks_mut().0[index] = f16::from_f32(element).to_le_bytes(),
+        DType::BF16 => bytes.as_chunks_mut().0[index] = bf16::from_f32(element).to_le_bytes(),
     }
 }
 
@@ -174,17 +193,41 @@ pub(super) fn append(bytes: &mut Vec<u8>, dtype: DType, element: f32) {
 mod tests {
     use super::*;
 
+    fn elements(weight: &Weight) -> Vec<f32> {
+        let [rows, cols] = weight.shape();
+        (0..rows * cols).map(|at| weight.matrix().element(at / cols, at % cols)).collect()
+    }
+
     #[test]
-    fn elements_are_read_exactly_and_written_rounded() {
-        let values = [0.0, -1.5, 0.25];
+    fn elements_are_written_rounded_and_read_exactly() {
+        let values = [0.0, -1.5, 0.25, 8.0];
         for dtype in [DType::F32, DType::F16, DType::BF16] {
-            let mut bytes = Vec::new();
-            values.iter().for_each(|&value| append(&mut bytes, dtype, value));
-            let found: Vec<f32> = (0..3).map(|index| read(&bytes, dtype, index)).collect();
-            assert_eq!(found, values, "{dtype:?}");
+            let weight = Weight::from_rows(dtype, [2, 2], |row| move |col| values[2 * row + col]);
+            assert_eq!(elements(&weight), values, "{dtype:?}");
         }
-        let mut bytes = Vec::new();
-        append(&mut bytes, DType::BF16, 1.000_001);
-        assert_eq!(read(&bytes, DType::BF16, 0), 1.0);
+        let weight = Weight::from_rows(DType::BF16, [1, 1], |_| |_| 1.000_001);
+        assert_eq!(elements(&weight), [1.0]);
+    }
+
+    #[test]
+    fn a_matrix_for_several_threads_is_made_in_the_right_order() {
+        let weight = Weight::from_rows(DType::F32, [301, 700], |row| move |col| (row * 700 + col) as f32);
+        assert!(elements(&weight).iter().enumerate().all(|(at, &element)| element == at as f32));
+    }
+
+    #[test]
+    fn parts_are_turned_one_by_one() {
+        // Two parts of [2, 3].
+        let weight = Weight::from_rows(DType::F32, [4, 3], |row| move |col| (10 * row + col) as f32);
+        let turned = weight.transpose_parts(2);
+        assert_eq!(turned.shape(), [6, 2]);
+        assert_eq!(elements(&turned), [0., 10., 1., 11., 2., 12., 20., 30., 21., 31., 22., 32.]);
+    }
+
+    #[test]
+    fn rows_are_divided_by_their_length() {
+        let rows = [[0.0, 0.0], [3.0, 4.0]];
+        let weight = Weight::from_rows(DType::F32, [2, 2], |row| move |col| rows[row][col]);
+        assert_eq!(elements(&weight.normalize_rows()), [0.0, 0.0, 0.6, 0.8]);
     }
 }
