@@ -40,6 +40,7 @@ pub mod text;
 pub mod weights;
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -85,7 +86,9 @@ pub fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Config::try_from(args).map_err(anyhow::Error::from).and_then(serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: shard {rank}: {error}");
+            // In one piece: several shards may have the same to say at the same time.
+            let line = format!("Error: shard {rank}: {error}\n");
+            drop(io::stderr().write_all(line.as_bytes()));
             ExitCode::FAILURE
         }
     }
