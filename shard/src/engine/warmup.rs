@@ -8,9 +8,9 @@ use super::error::{EngineError, WarmupError};
 use super::request::{Admission, NewBatch, NewRequest, Placement, Prompt, Stopping};
 use crate::cache::KvShape;
 
-/// Tokens of the step that the warm-up runs. Few, since on a CPU the largest step takes minutes with a large model, and even
-/// a small one is most of the time to a start where the weights are in memory already.
-const REHEARSAL_TOKENS: usize = 8;
+/// Tokens of the step that the warm-up runs. On a CPU the largest step takes minutes with a large model. So few cost no more
+/// than one, whose time is that of reading the weights, and even that is much of a start from files that are in memory.
+const REHEARSAL_TOKENS: usize = 3;
 
 /// The caches of all ranks take no more than this of a machine's memory, which they share with everything else.
 const CACHE_BYTES_MAX: u64 = 4 << 30;

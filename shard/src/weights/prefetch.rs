@@ -1,7 +1,7 @@
 //! Weights into memory before the first request: at the speed of the disk, or at once when they are there already.
 //!
 //! The system is asked for a window ahead of the part that is waited for, so that the disk never idles: a checkpoint of
-//! 2 GB comes in the time that `cat` takes (README.md, "Figures"), and at once when it is in memory already.
+//! 2 GB comes in about the time that `cat` takes (README.md, "Figures"), and at once when it is in memory already.
 
 use std::collections::HashMap;
 use std::ops::Range;
