@@ -22,7 +22,7 @@ impl Reply {
             return String::new();
         }
         self.held.push_str(piece);
-        if let Some(start) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+        if let Some(start) = first_stop(&self.held, &self.stops) {
             self.stopped = true;
             self.held.truncate(start);
             return std::mem::take(&mut self.held);
@@ -52,6 +52,13 @@ impl Reply {
         };
         self.stops.iter().filter_map(beginning).max().unwrap_or(0)
     }
+}
+
+/// Where the text ends: before the stop string that is complete first, and of those that are complete at once, before the
+/// longest. Which one begins first would depend on text that no longer comes once another is complete.
+fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
+    let place = |stop: &String| text.find(stop.as_str()).map(|start| (start + stop.len(), start));
+    stops.iter().filter_map(place).min().map(|(_, start)| start)
 }
 
 /// A whole text up to the first stop string, and whether there was one.
@@ -93,6 +100,12 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_string_that_is_complete_ends_the_text_although_a_longer_one_has_begun_before() {
+        assert_eq!(pieces(&["béé", "é"], &["bé", "é"]), ["b", "", ""]);
+        assert_eq!(pieces(&["béé", "é"], &["béé"]), ["b", ""]);
+    }
+
+    #[test]
     fn characters_of_several_bytes_stay_whole() {
         assert_eq!(pieces(&["€!"], &["a€", "b"]), ["a", "€b", ""]);
         assert_eq!(pieces(&["éé"], &["xé", "é"]), ["x", "", ""]);
@@ -113,7 +126,13 @@ mod tests {
             let mut shown: String = pieces.iter().map(|piece| reply.push(piece)).collect();
             shown += &reply.finish();
             let text = pieces.concat();
-            let cut = stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
+            // The end of the shortest beginning that has a stop string at its end.
+            let ends = text.char_indices().map(|(at, character)| at + character.len_utf8());
+            let stop_at = |end: usize| {
+                let found = stops.iter().filter(|stop| text[..end].ends_with(stop.as_str()));
+                found.map(|stop| end - stop.len()).min()
+            };
+            let cut = ends.into_iter().find_map(stop_at);
             prop_assert_eq!(&shown, &text[..cut.unwrap_or(text.len())]);
             prop_assert_eq!(reply.stopped(), cut.is_some());
             prop_assert_eq!(whole(&text, &stops).0, shown);
