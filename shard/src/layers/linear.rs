@@ -15,26 +15,27 @@ pub struct Linear {
 
 impl Linear {
     /// Takes the region of `weight` that belongs to this rank, and `bias` if there is one, from `path`.
-    ///
-    /// Where ranks have different inputs, their outputs are summed: then only the first of them has the bias.
     pub fn load(
         path: &WeightPath<'_>,
         device: &Device,
         region: &Region,
         bias: bool,
     ) -> Result<Self, LayerError> {
-        let summed = region.cols.len() < region.whole[1];
-        let bias = match bias && !(summed && path.partition().rank > 0) {
-            true => Some(path.at("bias").bias(region)?),
-            false => None,
-        };
+        let bias = own_bias(bias.then(|| path.at("bias")), region)?;
         let weight = path.at("weight").matrix(region)?;
         let number = path.register(region, bias.clone());
-        let upload = |bias: Vec<f32>| {
-            let width = bias.len();
-            device.upload(bias, width)
-        };
-        Ok(Self { weight, bias: bias.map(upload).transpose()?, number: Some(number) })
+        Ok(Self { weight, bias: upload(device, bias)?, number: Some(number) })
+    }
+
+    /// A layer that no adapter changes, from tensors of any name.
+    pub fn load_unnumbered(
+        weight: &WeightPath<'_>,
+        bias: Option<WeightPath<'_>>,
+        device: &Device,
+        region: &Region,
+    ) -> Result<Self, LayerError> {
+        let bias = own_bias(bias, region)?;
+        Ok(Self { weight: weight.matrix(region)?, bias: upload(device, bias)?, number: None })
     }
 
     /// A layer that no adapter changes.
@@ -47,25 +48,30 @@ impl Linear {
         project(pass, input, [(self, out)])
     }
 
-    /// Outputs on this rank.
-    pub fn outputs(&self) -> usize {
-        self.weight.shape()[0]
-    }
-
     /// The weight and its bias, for operations that take several layers at once.
     pub fn projection(&self) -> Projection<'_> {
         Projection { weight: &self.weight, bias: self.bias.as_ref() }
-    }
-
-    /// The weight alone.
-    pub fn weight(&self) -> &Weight {
-        &self.weight
     }
 
     /// Its number among the layers of the model that adapters can change.
     pub(super) fn number(&self) -> Option<usize> {
         self.number
     }
+}
+
+/// This rank's bias. Where ranks have different inputs, their outputs are summed: then only the first of them has it.
+fn own_bias(path: Option<WeightPath<'_>>, region: &Region) -> Result<Option<Vec<f32>>, LayerError> {
+    let summed = region.cols.len() < region.whole[1];
+    let own = path.filter(|path| !(summed && path.partition().rank > 0));
+    Ok(own.map(|path| path.bias(region)).transpose()?)
+}
+
+fn upload(device: &Device, bias: Option<Vec<f32>>) -> Result<Option<Tensor>, LayerError> {
+    let upload = |bias: Vec<f32>| {
+        let width = bias.len();
+        device.upload(bias, width)
+    };
+    Ok(bias.map(upload).transpose()?)
 }
 
 /// Applies several layers to one input: they share the reading of it.

@@ -262,16 +262,8 @@ fn unnamed(
     region: &Region,
     bias: bool,
 ) -> Result<Linear, LayerError> {
-    let summed = region.cols.len() < region.whole[1];
-    let bias = match bias && !(summed && path.partition().rank > 0) {
-        true => {
-            let bias = path.at(format!("{name}_bias")).bias(region)?;
-            let width = bias.len();
-            Some(device.upload(bias, width)?)
-        }
-        false => None,
-    };
-    Ok(Linear::from_parts(path.at(name).matrix(region)?, bias))
+    let bias = bias.then(|| path.at(format!("{name}_bias")));
+    Linear::load_unnumbered(&path.at(name), bias, device, region)
 }
 
 impl MoeBuffers {

@@ -231,17 +231,13 @@ impl Head {
                 let path = places.find(|place| place.at("weight").exists()).unwrap_or(first);
                 let rows = Rows::range(partition.vocabulary(vocabulary));
                 let region = Region::all(vocabulary, width).with_rows(rows);
-                let weight = path.at("weight").matrix(&region)?;
-                let weight = if normalized { weight.normalize_rows() } else { weight };
-                let bias = match bias {
-                    true => {
-                        let bias = path.at("bias").bias(&region)?;
-                        let width = bias.len();
-                        Some(device.upload(bias, width)?)
+                match normalized {
+                    true => Linear::from_parts(path.at("weight").matrix(&region)?.normalize_rows(), None),
+                    false => {
+                        let bias = bias.then(|| path.at("bias"));
+                        Linear::load_unnumbered(&path.at("weight"), bias, device, &region)?
                     }
-                    false => None,
-                };
-                Linear::from_parts(weight, bias)
+                }
             }
         };
         let cols = partition.ranks().map(|rank| rank.vocabulary(vocabulary).len()).collect();

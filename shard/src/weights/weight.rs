@@ -153,7 +153,8 @@ impl Weight {
     }
 
     /// Bytes of memory that belong to this process alone.
-    pub fn private_bytes(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn private_bytes(&self) -> usize {
         match &self.storage {
             Storage::Mapped(_) => 0,
             Storage::Owned(bytes) => bytes.len(),
