@@ -1,6 +1,6 @@
 use thiserror::Error;
 
-/// Why an operation was not carried out. Nothing was written.
+/// Why an operation was not carried out. Nothing was written, unless the device has failed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum OpError {
     /// A length does not follow from the other arguments.
@@ -35,11 +35,34 @@ pub enum OpError {
         /// What does not fit.
         reason: String,
     },
+    /// The device has no room for what is asked for.
+    #[error("{op}: no memory for {bytes} bytes on the device, {free} are free")]
+    Memory {
+        /// The operation.
+        op: &'static str,
+        /// What is asked for.
+        bytes: usize,
+        /// What there is.
+        free: usize,
+    },
+    /// The device has failed. What runs on it later fails too: the process has to end.
+    #[error("{op}: {reason}")]
+    Device {
+        /// The operation.
+        op: &'static str,
+        /// What the driver says.
+        reason: String,
+    },
 }
 
 impl OpError {
     pub(crate) fn unsupported(op: &'static str, reason: impl Into<String>) -> Self {
         Self::Unsupported { op, reason: reason.into() }
+    }
+
+    #[cfg(any(feature = "cuda", feature = "emulation"))]
+    pub(crate) fn device(op: &'static str, reason: impl Into<String>) -> Self {
+        Self::Device { op, reason: reason.into() }
     }
 }
 

@@ -35,6 +35,8 @@ compile_error!("weights are little-endian and used where they lie");
 
 pub mod collective;
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "emulation"))]
+pub mod cuda;
 pub mod reference;
 
 mod activation;

@@ -1,0 +1,180 @@
+//! What a device has to be able to do.
+
+#[cfg(feature = "emulation")]
+pub(super) mod emulated;
+#[cfg(feature = "cuda")]
+pub(super) mod nvidia;
+
+use std::ffi::c_void;
+use std::fmt::Debug;
+
+use super::Element;
+use crate::OpError;
+
+/// An address in the device's memory. Zero is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(super) struct DevicePtr(pub(super) u64);
+
+impl DevicePtr {
+    pub(super) const NULL: Self = Self(0);
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Properties {
+    /// Its name.
+    pub name: String,
+    /// Compute capability, major and minor; `(0, 0)` where kernels are emulated.
+    pub capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Most bytes of shared memory of a block.
+    pub shared_bytes_max: u32,
+    /// Version of the driver, as in `13000`.
+    pub driver_version: u32,
+}
+
+/// Bytes of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Not taken by anybody.
+    pub free: usize,
+    /// All there is.
+    pub total: usize,
+}
+
+/// A kernel by name. A table of them is one per element type or head size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// The source file, without its ending.
+    pub module: &'static str,
+    /// The function.
+    pub name: &'static str,
+}
+
+/// How many threads run a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks along x, y and z.
+    pub blocks: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared_bytes: u32,
+}
+
+impl Grid {
+    /// Blocks along x alone, without dynamic shared memory.
+    pub fn linear(blocks: u32, threads: u32) -> Self {
+        Self { blocks: [blocks, 1, 1], threads, shared_bytes: 0 }
+    }
+
+    /// As many threads as there are items, in blocks.
+    pub fn covering(items: usize, threads: u32) -> Self {
+        let blocks = items.div_ceil(threads as usize).clamp(1, i32::MAX as usize);
+        Self::linear(blocks as u32, threads)
+    }
+}
+
+/// A dense product `out = input * weight^T + add * out`, for each of `batch` at even distances. All matrices are row-major;
+/// strides count elements, from a row to the next. Sums are f32.
+#[derive(Clone, Copy, Debug)]
+pub struct Multiply {
+    /// Rows of `input` and `out`.
+    pub rows: usize,
+    /// Columns of `out`, rows of `weight`.
+    pub outputs: usize,
+    /// Columns of `input` and `weight`.
+    pub inputs: usize,
+    /// Type of `input` and `weight`.
+    pub element: Element,
+    /// Type of `out`: the same, or f32.
+    pub out_element: Element,
+    /// From a row of `input` to the next.
+    pub input_stride: usize,
+    /// From a row of `weight` to the next.
+    pub weight_stride: usize,
+    /// From a row of `out` to the next.
+    pub out_stride: usize,
+    /// Whether the product is added to what `out` holds.
+    pub add: bool,
+    /// Products of this shape.
+    pub batch: usize,
+    /// From one to the next, in `input`, `weight` and `out`.
+    pub batch_strides: [usize; 3],
+}
+
+/// A device, driven from one thread at a time, with one stream of work that runs in order.
+///
+/// Pointers are to memory of this device, and must stay allocated until the stream is done with them: [`free`](Self::free)
+/// is behind all work before it.
+pub(super) trait Driver: Send + Sync + Debug {
+    /// What the device is.
+    fn properties(&self) -> &Properties;
+
+    /// How much memory there is.
+    fn memory(&self) -> Result<Memory, OpError>;
+
+    /// Memory that nobody else has, at an address that is a multiple of 256.
+    fn allocate(&self, bytes: usize) -> Result<DevicePtr, OpError>;
+
+    /// Gives memory back.
+    ///
+    /// # Safety
+    /// It comes from `allocate` and is not used by anything that is launched later.
+    unsafe fn free(&self, ptr: DevicePtr);
+
+    /// Copies to the device. `from` may change as soon as this returns.
+    ///
+    /// # Safety
+    /// `to` has room for it.
+    unsafe fn upload(&self, to: DevicePtr, from: &[u8]) -> Result<(), OpError>;
+
+    /// Copies from the device, when all work before is done.
+    ///
+    /// # Safety
+    /// `from` has as many bytes.
+    unsafe fn download(&self, from: DevicePtr, to: &mut [u8]) -> Result<(), OpError>;
+
+    /// Copies within the device.
+    ///
+    /// # Safety
+    /// Both have as many bytes and do not overlap.
+    unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, bytes: usize) -> Result<(), OpError>;
+
+    /// Sets every byte.
+    ///
+    /// # Safety
+    /// `to` has as many bytes.
+    unsafe fn fill(&self, to: DevicePtr, byte: u8, bytes: usize) -> Result<(), OpError>;
+
+    /// Runs a kernel, whose only parameter is a struct of `size` bytes at `params`.
+    ///
+    /// # Safety
+    /// The struct is the kernel's, and what it points to is as the kernel expects.
+    unsafe fn launch(
+        &self,
+        op: &'static str,
+        kernel: Kernel,
+        grid: Grid,
+        params: *const c_void,
+        size: usize,
+    ) -> Result<(), OpError>;
+
+    /// Runs a dense product.
+    ///
+    /// # Safety
+    /// The matrices lie in memory as `product` says.
+    unsafe fn multiply(
+        &self,
+        op: &'static str,
+        product: &Multiply,
+        input: DevicePtr,
+        weight: DevicePtr,
+        out: DevicePtr,
+    ) -> Result<(), OpError>;
+
+    /// Waits until all work is done; the errors of what ran come here at the latest.
+    fn synchronize(&self, op: &'static str) -> Result<(), OpError>;
+}

@@ -1,0 +1,130 @@
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use super::buffer::{Buffer, wrong_element};
+use super::driver::{Driver, Grid, Kernel, Memory, Multiply, Properties};
+use super::params::Params;
+use super::{Element, HostElement, Slice, SliceMut};
+use crate::OpError;
+
+/// A device, with the one stream that everything on it runs on.
+#[derive(Debug)]
+pub struct Gpu {
+    driver: Box<dyn Driver>,
+}
+
+impl Gpu {
+    /// The GPU with this number among those that the process may see.
+    ///
+    /// Errors when there is no driver, no such GPU, or none that the kernels were compiled for; the reason is one line.
+    #[cfg(feature = "cuda")]
+    pub fn open(ordinal: u32) -> Result<Arc<Self>, OpError> {
+        let driver = super::driver::nvidia::Nvidia::open(ordinal)?;
+        Ok(Arc::new(Self { driver: Box::new(driver) }))
+    }
+
+    /// No GPU: kernels run on the CPU, thread by thread in the order that is asked for. For tests.
+    #[cfg(feature = "emulation")]
+    pub fn emulated(schedule: super::Schedule) -> Arc<Self> {
+        Arc::new(Self { driver: Box::new(super::driver::emulated::Emulated::new(schedule)) })
+    }
+
+    /// What the device is.
+    pub fn properties(&self) -> &Properties {
+        self.driver.properties()
+    }
+
+    /// How much memory there is.
+    pub fn memory(&self) -> Result<Memory, OpError> {
+        self.driver.memory()
+    }
+
+    /// Memory for `len` elements, whose values are unspecified.
+    ///
+    /// Errors when there is no room for them.
+    pub fn buffer(self: &Arc<Self>, element: Element, len: usize) -> Result<Buffer, OpError> {
+        Buffer::new(self.clone(), element, len)
+    }
+
+    /// These elements on the device.
+    ///
+    /// Errors when there is no room for them.
+    pub fn upload<T: HostElement>(self: &Arc<Self>, elements: &[T]) -> Result<Buffer, OpError> {
+        let mut buffer = self.buffer(T::ELEMENT, elements.len())?;
+        buffer.write(0, elements)?;
+        Ok(buffer)
+    }
+
+    /// Waits until all work is done. What failed since the last time is an error here at the latest.
+    pub fn synchronize(&self) -> Result<(), OpError> {
+        self.driver.synchronize("synchronize")
+    }
+
+    pub(super) fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    /// Runs a kernel.
+    ///
+    /// # Safety
+    /// `params` is the struct that the kernel takes, and what it points to has the sizes that the kernel expects.
+    pub(super) unsafe fn launch<P: Params>(
+        &self,
+        op: &'static str,
+        kernel: Kernel,
+        grid: Grid,
+        params: &P,
+    ) -> Result<(), OpError> {
+        let bytes = std::ptr::from_ref(params).cast::<c_void>();
+        // SAFETY: the caller vouches for it; `params` outlives the call, which copies it.
+        unsafe { self.driver.launch(op, kernel, grid, bytes, size_of::<P>()) }
+    }
+
+    /// The kernel of a family for elements of this type, of those for f32, f16 and bf16.
+    pub(super) fn pick(op: &'static str, element: Element, kernels: [Kernel; 3]) -> Result<Kernel, OpError> {
+        element.pick(kernels).ok_or_else(|| wrong_element(op, element))
+    }
+
+    /// Runs a dense product: see [`Multiply`].
+    ///
+    /// Errors when a matrix does not lie within its slice.
+    pub fn multiply(
+        &self,
+        op: &'static str,
+        product: &Multiply,
+        input: Slice<'_>,
+        weight: Slice<'_>,
+        out: SliceMut<'_>,
+    ) -> Result<(), OpError> {
+        let Multiply { rows, outputs, inputs, batch, .. } = *product;
+        if rows == 0 || outputs == 0 || batch == 0 {
+            return Ok(());
+        }
+        let parts = [
+            ("input", input.element(), product.element, input.len(), rows, inputs, product.input_stride),
+            (
+                "weight",
+                weight.element(),
+                product.element,
+                weight.len(),
+                outputs,
+                inputs,
+                product.weight_stride,
+            ),
+            ("out", out.element(), product.out_element, out.len(), rows, outputs, product.out_stride),
+        ];
+        for ((what, found, element, len, rows, cols, stride), between) in
+            parts.into_iter().zip(product.batch_strides)
+        {
+            if found != element {
+                return Err(wrong_element(op, found));
+            }
+            let end = (batch - 1) * between + (rows - 1) * stride + cols;
+            if stride < cols || end > len {
+                return Err(OpError::Length { op, what, expected: end, found: len });
+            }
+        }
+        // SAFETY: every matrix was found to lie within its slice.
+        unsafe { self.driver.multiply(op, product, input.ptr, weight.ptr, out.ptr) }
+    }
+}

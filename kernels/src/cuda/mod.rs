@@ -1,0 +1,33 @@
+//! The operations on NVIDIA GPUs.
+//!
+//! - [`Gpu`]: a device and the one stream that everything runs on, in order
+//! - [`Buffer`], [`Slice`], [`SliceMut`]: its memory
+//! - `driver/`: what a device has to be able to do; the CUDA driver does it, and for tests the emulator on a CPU
+//! - `checks/`: what a device has to get right
+//! - one file per family of operations, named as its kernels in `kernels/cuda/`: shapes are checked, then launched
+//!
+//! Invariants:
+//!
+//! - An operation checks its arguments before anything is launched; what it returns is an error of theirs. The device's own
+//!   errors show later, as [`OpError::Device`](crate::OpError::Device), and are final.
+//! - Everything runs on one stream, so an operation finds what the ones before it wrote, and memory that is freed is free
+//!   behind all that used it.
+//! - No kernel looks at its neighbours' requests: sums run in an order that follows from the request alone.
+
+pub mod checks;
+
+mod buffer;
+mod driver;
+mod element;
+mod gpu;
+mod norm;
+mod params;
+
+pub use buffer::{Buffer, Slice, SliceMut};
+#[cfg(feature = "emulation")]
+pub use driver::emulated::{Schedule, counter, layouts as kernel_layouts};
+pub use driver::{Grid, Kernel, Memory, Multiply, Properties};
+pub use element::{Element, HostElement};
+pub use gpu::Gpu;
+pub use norm::{Norm, add_norm, norm, norm_in_place};
+pub use params::{Field, Layout, layouts};
