@@ -20,6 +20,7 @@ mod buffer;
 mod driver;
 mod element;
 mod gpu;
+mod matrix;
 mod norm;
 mod params;
 
@@ -29,5 +30,6 @@ pub use driver::emulated::{Schedule, counter, layouts as kernel_layouts};
 pub use driver::{Grid, Kernel, Memory, Multiply, Properties};
 pub use element::{Element, HostElement};
 pub use gpu::Gpu;
+pub use matrix::{Matrix, OwnedMatrix};
 pub use norm::{Norm, add_norm, norm, norm_in_place};
 pub use params::{Field, Layout, layouts};
