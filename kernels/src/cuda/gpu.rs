@@ -1,5 +1,6 @@
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::buffer::{Buffer, wrong_element};
 use super::driver::{Driver, Grid, Kernel, Memory, Multiply, Properties};
@@ -7,10 +8,20 @@ use super::params::Params;
 use super::{Element, HostElement, Slice, SliceMut};
 use crate::OpError;
 
+/// Who computes products of more rows than a few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// The library of the driver, which is the fastest. How it sums may depend on the number of rows.
+    Library,
+    /// The kernels of this crate: the same bits for a token, however many others there are.
+    Own,
+}
+
 /// A device, with the one stream that everything on it runs on.
 #[derive(Debug)]
 pub struct Gpu {
     driver: Box<dyn Driver>,
+    own_products: AtomicBool,
 }
 
 impl Gpu {
@@ -20,13 +31,27 @@ impl Gpu {
     #[cfg(feature = "cuda")]
     pub fn open(ordinal: u32) -> Result<Arc<Self>, OpError> {
         let driver = super::driver::nvidia::Nvidia::open(ordinal)?;
-        Ok(Arc::new(Self { driver: Box::new(driver) }))
+        Ok(Self::new(Box::new(driver)))
     }
 
     /// No GPU: kernels run on the CPU, thread by thread in the order that is asked for. For tests.
     #[cfg(feature = "emulation")]
     pub fn emulated(schedule: super::Schedule) -> Arc<Self> {
-        Arc::new(Self { driver: Box::new(super::driver::emulated::Emulated::new(schedule)) })
+        Self::new(Box::new(super::driver::emulated::Emulated::new(schedule)))
+    }
+
+    fn new(driver: Box<dyn Driver>) -> Arc<Self> {
+        Arc::new(Self { driver, own_products: AtomicBool::new(false) })
+    }
+
+    /// Who computes products of many rows; at first the library.
+    pub fn products(&self) -> Products {
+        if self.own_products.load(Ordering::Relaxed) { Products::Own } else { Products::Library }
+    }
+
+    /// From now on they compute them.
+    pub fn set_products(&self, products: Products) {
+        self.own_products.store(products == Products::Own, Ordering::Relaxed);
     }
 
     /// What the device is.

@@ -1,7 +1,8 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::norm;
+use super::{gemm, gemv, norm};
+use crate::OpError;
 
 /// A struct that a kernel takes by value.
 ///
@@ -74,5 +75,18 @@ pub(super) use kernels;
 
 /// Every struct of parameters, by module.
 pub fn layouts() -> Vec<Layout> {
-    vec![norm::NormParams::LAYOUT]
+    vec![
+        norm::NormParams::LAYOUT,
+        gemv::GemvParams::LAYOUT,
+        gemm::GemmParams::LAYOUT,
+        gemm::BiasParams::LAYOUT,
+    ]
+}
+
+/// A number for a kernel, which may count in `int`. Errors when it does not fit.
+pub(super) fn to_u32(op: &'static str, what: &'static str, value: usize) -> Result<u32, OpError> {
+    match i32::try_from(value) {
+        Ok(value) => Ok(value as u32),
+        Err(_) => Err(OpError::unsupported(op, format!("{what}: {value} is more than a kernel can count"))),
+    }
 }
