@@ -140,7 +140,7 @@ mod tests {
 
     const SIXTEEN: BlockSize = BlockSize::new(16).unwrap();
     /// 1024 bytes per block.
-    const SHAPE: KvShape = KvShape { layers: 1, key_width: 8, value_width: 8 };
+    const SHAPE: KvShape = KvShape { layers: 1, key_width: 8, value_width: 8, element_bytes: 4 };
     const FREE: Limits = Limits { input: None, total: None, sequence: None, positions: 4096 };
 
     fn capacity(budget: u64, limits: Limits) -> Result<(u32, u32, u32, u32), WarmupError> {

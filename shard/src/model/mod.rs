@@ -52,7 +52,7 @@ use crate::backend::{Device, Tensor};
 use crate::cache::{KvShape, PagedKv};
 use crate::collective::Ranks;
 use crate::layers::{AdapterRows, LayerError};
-use crate::weights::{Checkpoint, Loader, Progress, RandomWeights, WeightError, WeightSource, prefetch};
+use crate::weights::{Checkpoint, Loader, Progress, RandomWeights, WeightError, WeightSource};
 
 pub use config_file::{ConfigError, ConfigFile, Fields};
 pub use decoder::Decoder;
@@ -86,6 +86,8 @@ pub struct StepInput<'a> {
     pub slots: &'a [u32],
     /// The requests; their rows cover `0 .. T` without overlap.
     pub sequences: &'a [Sequence<'a>],
+    /// Tokens per cache block. The slots of a request make up whole blocks, of which the last may be cut short.
+    pub block_size: usize,
     /// `[R]`, the tokens whose logits are wanted, in ascending order.
     pub logits_at: &'a [u32],
     /// Rows that are changed by adapters; none overlaps another.
@@ -258,9 +260,8 @@ impl Blueprint {
             }
         };
         let loader = Loader::new(source, ranks.partition(), options.dtype);
-        let decoder = Decoder::load(&self.spec, &loader, device, ranks)?;
-        let ranges = loader.mapped().into_iter().map(|mapped| (mapped.file, mapped.range));
-        prefetch(&ranges.collect::<Vec<_>>(), report)?;
+        let decoder = Decoder::load(&self.spec, &loader, device.clone(), ranks)?;
+        device.settle(&loader.mapped(), report)?;
         Ok(Box::new(decoder))
     }
 }
