@@ -6,9 +6,9 @@ use kernels::cpu::{self, Cpu};
 use kernels::{Activation, DType, Gating, OpError, RopeTable, Values};
 
 use super::{
-    Attention, AttentionRules, AttentionScratch, CopyParts, Expert, ExpertScratch, ExpertSet, Experts,
-    Indices, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles, RopeCacheWrite, Routes,
-    Routing, SequenceBuffer, Tensor,
+    Attention, AttentionRules, AttentionScratch, CopyParts, DeviceMemory, Expert, ExpertScratch, ExpertSet,
+    Experts, Indices, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles, RopeCacheWrite,
+    Routes, Routing, SequenceBuffer, Tensor,
 };
 use crate::weights::Weight;
 
@@ -59,6 +59,17 @@ pub(super) fn expert_scratch(_: &Cpu) -> Result<ExpertScratch, OpError> {
 /// Keys and values are f32.
 pub(super) fn cache_element_bytes(_: &Cpu) -> usize {
     size_of::<f32>()
+}
+
+/// A CPU has no memory of its own.
+pub(super) fn memory(_: &Cpu) -> Result<Option<DeviceMemory>, OpError> {
+    Ok(None)
+}
+
+/// On a CPU the largest step takes minutes with a large model. So few tokens cost no more than one, whose time is that of
+/// reading the weights, and even that is much of a start from files that are in memory.
+pub(super) fn rehearsal_tokens(_: &Cpu) -> usize {
+    3
 }
 
 /// Weights are used as they are stored.

@@ -9,9 +9,9 @@ use kernels::{Activation, DType, Gating, OpError};
 
 use super::tensor::{Storage, element_count, rows_of};
 use super::{
-    Attention, AttentionRules, AttentionScratch, CopyParts, Expert, ExpertScratch, ExpertSet, Experts,
-    Indices, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles, RopeCacheWrite, Routes,
-    Routing, SequenceBuffer, Tensor,
+    Attention, AttentionRules, AttentionScratch, CopyParts, DeviceMemory, Expert, ExpertScratch, ExpertSet,
+    Experts, Indices, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles, RopeCacheWrite,
+    Routes, Routing, SequenceBuffer, Tensor,
 };
 use crate::weights::Weight;
 
@@ -231,6 +231,19 @@ pub(super) fn expert_scratch(device: &Cuda) -> Result<ExpertScratch, OpError> {
 
 pub(super) fn cache_element_bytes(device: &Cuda) -> usize {
     device.cache.size()
+}
+
+pub(super) fn memory(device: &Cuda) -> Result<Option<DeviceMemory>, OpError> {
+    let cuda::Memory { free, total } = device.gpu.memory()?;
+    Ok(Some(DeviceMemory { free: free as u64, total: total as u64 }))
+}
+
+/// A GPU runs the largest step in a moment: all of it, so that what is ready has been proven. An emulated one does not.
+pub(super) fn rehearsal_tokens(device: &Cuda) -> usize {
+    match device.gpu.properties().capability {
+        (0, _) => 3,
+        _ => usize::MAX,
+    }
 }
 
 /// All weights have the model's type.

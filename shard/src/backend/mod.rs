@@ -3,6 +3,7 @@
 //!
 //! - `tensor.rs`, `matrix.rs`: tensors and weights on the device
 //! - `step.rs`: what a step says about its tokens; `moe.rs`: experts; `scratch.rs`: what operations keep between steps
+//! - `open.rs`: which device it is
 //! - `cpu.rs`: the operations on CPUs; `cuda.rs`: on NVIDIA GPUs (feature `cuda`)
 //!
 //! Operations are asynchronous where the device is: their errors are wrong arguments, found before anything runs, or a
@@ -13,6 +14,7 @@ mod cpu;
 mod cuda;
 mod matrix;
 mod moe;
+mod open;
 mod scratch;
 mod step;
 mod tensor;
@@ -30,6 +32,7 @@ use kernels::{
 pub use cuda::Cuda;
 pub use matrix::{Matrix, Projection};
 pub use moe::{Expert, ExpertSet};
+pub use open::{CacheDType, DeviceChoice, DeviceOptions};
 pub use scratch::{AttentionScratch, ExpertScratch, Routes};
 pub use step::{Indices, SequenceBuffer, Sequences};
 pub use tensor::Tensor;
@@ -58,6 +61,15 @@ macro_rules! dispatch {
             Self::Cuda(device) => cuda::$op(device, $($argument),*),
         }
     };
+}
+
+/// Bytes of a device's own memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Taken by nobody.
+    pub free: u64,
+    /// All there is.
+    pub total: u64,
 }
 
 /// One product of a [`Device::linear`] call: `out = input * weight^T + bias`, or `out += …` where it adds.
@@ -322,6 +334,21 @@ impl Device {
     /// Bytes of an element of the key/value cache.
     pub fn cache_element_bytes(&self) -> usize {
         dispatch!(self, cache_element_bytes())
+    }
+
+    /// How much memory the device has to itself; nothing where that is the machine's. Errors when the device has failed.
+    pub fn memory(&self) -> Result<Option<DeviceMemory>, OpError> {
+        dispatch!(self, memory())
+    }
+
+    /// Tokens of the largest step that a start may well compute, to prove that there is memory for it.
+    pub fn rehearsal_tokens(&self) -> usize {
+        dispatch!(self, rehearsal_tokens())
+    }
+
+    /// Whether weights are converted when they are placed, so that nobody needs to do it before.
+    pub fn converts(&self) -> bool {
+        !matches!(self, Self::Cpu(_))
     }
 
     /// The type that weights have here which the checkpoint stores in `stored`.

@@ -240,6 +240,13 @@ impl Blueprint {
         Ok(Self { directory: directory.to_owned(), spec, dtype: dtype(&file.fields())? })
     }
 
+    /// What weights and activations are on a device where all of them have one type: what was asked for, else what the
+    /// configuration says. Checkpoints in float32 were as a rule trained to run in half of that.
+    pub fn dtype(&self, options: &LoadOptions) -> DType {
+        let stored = self.dtype.filter(|dtype| *dtype != DType::F32);
+        options.dtype.or(stored).unwrap_or(DType::F16)
+    }
+
     /// Loads this rank's part of the weights. They stay in the mapped files where they lie there as they are needed, and are
     /// in memory when this returns; `report` is told how far that has come.
     ///
@@ -259,7 +266,7 @@ impl Blueprint {
                 WeightSource::Random(RandomWeights { seed: *seed, dtype })
             }
         };
-        let loader = Loader::new(source, ranks.partition(), options.dtype);
+        let loader = Loader::new(source, ranks.partition(), options.dtype.filter(|_| !device.converts()));
         let decoder = Decoder::load(&self.spec, &loader, device.clone(), ranks)?;
         device.settle(&loader.mapped(), report)?;
         Ok(Box::new(decoder))
