@@ -79,7 +79,7 @@ pub struct ServeArgs {
     #[arg(long)]
     pub kv_cache_dtype: Option<String>,
     /// auto, cpu or cuda
-    #[arg(long, env = "TGI_DEVICE", default_value = "auto")]
+    #[arg(long, default_value = "auto")]
     pub device: String,
     /// Accepted for compatibility: the router enforces it
     #[arg(long)]
