@@ -46,7 +46,7 @@ macro_rules! families {
     };
 }
 
-families!(norm);
+families!(norm, embedding, pointwise, rope);
 
 #[test]
 fn every_family_is_tested() {

@@ -9,6 +9,7 @@ use std::ffi::c_void;
 use std::fmt::Debug;
 
 use super::Element;
+use super::params::fit;
 use crate::OpError;
 
 /// An address in the device's memory. Zero is none.
@@ -53,6 +54,9 @@ pub struct Kernel {
     pub name: &'static str,
 }
 
+/// Most blocks of a grid along y.
+const PIECES_MAX: usize = 65_535;
+
 /// How many threads run a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
@@ -74,6 +78,28 @@ impl Grid {
     pub fn covering(items: usize, threads: u32) -> Self {
         let blocks = items.div_ceil(threads as usize).clamp(1, i32::MAX as usize);
         Self::linear(blocks as u32, threads)
+    }
+
+    /// A thread for each item, in blocks along x. Errors when there cannot be so many.
+    pub(super) fn of(op: &'static str, items: usize, threads: usize) -> Result<Self, OpError> {
+        Ok(Self::linear(fit(op, "work", items.div_ceil(threads))?, threads as u32))
+    }
+
+    /// Blocks along x for the rows, and along y for pieces of a row, so that each of its items has a thread. Errors when
+    /// there cannot be so many.
+    pub(super) fn rows(
+        op: &'static str,
+        rows: usize,
+        items: usize,
+        threads_max: usize,
+    ) -> Result<Self, OpError> {
+        let threads = items.next_multiple_of(32).clamp(32, threads_max);
+        let pieces = items.div_ceil(threads).max(1);
+        if pieces > PIECES_MAX {
+            return Err(OpError::Index { op, what: "piece of a row", index: pieces, limit: PIECES_MAX + 1 });
+        }
+        let blocks = [fit(op, "rows", rows)?, pieces as u32, 1];
+        Ok(Self { blocks, threads: threads as u32, shared_bytes: 0 })
     }
 }
 
