@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::FromArgMatches;
 #[cfg(test)]
+use clap::FromArgMatches;
 use clap::builder::PossibleValuesParser;
 use clap::{CommandFactory, Parser};
 
