@@ -46,7 +46,7 @@ macro_rules! families {
     };
 }
 
-families!(norm);
+families!(norm, multiply);
 
 #[test]
 fn every_family_is_tested() {
