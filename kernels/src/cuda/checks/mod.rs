@@ -7,6 +7,7 @@
 //! One file per family, as the operations have. To add a check: a case in its family's file.
 
 mod embedding;
+mod multiply;
 mod norm;
 mod pointwise;
 mod rope;
@@ -29,6 +30,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("embedding", embedding::check),
     ("pointwise", pointwise::check),
     ("rope", rope::check),
+    ("multiply", multiply::check),
 ];
 
 /// The types that models compute in.

@@ -105,7 +105,7 @@ impl Grid {
 
 /// A dense product `out = input * weight^T + add * out`, for each of `batch` at even distances. All matrices are row-major;
 /// strides count elements, from a row to the next. Sums are f32.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Multiply {
     /// Rows of `input` and `out`.
     pub rows: usize,
@@ -129,6 +129,23 @@ pub struct Multiply {
     pub batch: usize,
     /// From one to the next, in `input`, `weight` and `out`.
     pub batch_strides: [usize; 3],
+}
+
+impl Multiply {
+    /// Elements from the first to the last, of input, weight and output. None for what overlaps itself, or cannot be counted.
+    pub(super) fn extents(&self) -> [Option<usize>; 3] {
+        let Self { rows, outputs, inputs, batch, batch_strides, .. } = *self;
+        let extent = |rows: usize, cols: usize, stride: usize, between: usize| {
+            let start = (batch.checked_sub(1)?.checked_mul(between)?)
+                .checked_add(rows.checked_sub(1)?.checked_mul(stride)?)?;
+            start.checked_add(cols).filter(|_| stride >= cols)
+        };
+        [
+            extent(rows, inputs, self.input_stride, batch_strides[0]),
+            extent(outputs, inputs, self.weight_stride, batch_strides[1]),
+            extent(rows, outputs, self.out_stride, batch_strides[2]),
+        ]
+    }
 }
 
 /// A device, driven from one thread at a time, with one stream of work that runs in order.
@@ -200,6 +217,23 @@ pub(super) trait Driver: Send + Sync + Debug {
         weight: DevicePtr,
         out: DevicePtr,
     ) -> Result<(), OpError>;
+
+    /// Finds out how to run products like this one fastest, by trying. `out` stays as it is. Waits for all work.
+    ///
+    /// Products that have run before go on as they did.
+    ///
+    /// # Safety
+    /// As for [`multiply`](Self::multiply).
+    unsafe fn tune(
+        &self,
+        _op: &'static str,
+        _product: &Multiply,
+        _input: DevicePtr,
+        _weight: DevicePtr,
+        _out: DevicePtr,
+    ) -> Result<(), OpError> {
+        Ok(())
+    }
 
     /// Waits until all work is done; the errors of what ran come here at the latest.
     fn synchronize(&self, op: &'static str) -> Result<(), OpError>;
