@@ -53,7 +53,7 @@ use telemetry::progress::ProgressStyle;
 use tokio::signal::unix::{SignalKind, signal};
 
 use adapters::AdapterLayout;
-use backend::Device;
+use backend::{Device, DeviceOptions};
 use collective::Ranks;
 use config::{AdapterSource, Cli, Command, Config};
 use engine::Engine;
@@ -109,7 +109,15 @@ fn serve(config: Config) -> anyhow::Result<()> {
         Some(spec) => Ranks::of(LocalGroup::join(spec, MEETING)?),
         None => Ranks::alone(),
     };
-    let device = backend::Device::cpu(config.threads)?;
+    let device = Device::open(
+        DeviceOptions {
+            choice: config.device,
+            threads: config.threads,
+            dtype: blueprint.dtype(&config.load),
+            cache: config.cache,
+        },
+        &ranks,
+    )?;
     let tokenizer = Tokenizer::load(&config.model)?;
     let model = load_model(&blueprint, &config, device.clone(), ranks.clone())?;
     let dtype = model.shape().dtype;

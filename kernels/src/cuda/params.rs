@@ -1,8 +1,14 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{gemm, gemv, norm};
+use super::{embedding, gemm, gemv, norm, pointwise, rope};
 use crate::OpError;
+
+/// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
+pub(super) fn fit(op: &'static str, what: &'static str, size: usize) -> Result<u32, OpError> {
+    const LIMIT: usize = i32::MAX as usize + 1;
+    if size < LIMIT { Ok(size as u32) } else { Err(OpError::Index { op, what, index: size, limit: LIMIT }) }
+}
 
 /// A struct that a kernel takes by value.
 ///
@@ -76,17 +82,16 @@ pub(super) use kernels;
 /// Every struct of parameters, by module.
 pub fn layouts() -> Vec<Layout> {
     vec![
-        norm::NormParams::LAYOUT,
-        gemv::GemvParams::LAYOUT,
+        embedding::AddEmbeddingParams::LAYOUT,
+        embedding::GatherParams::LAYOUT,
         gemm::GemmParams::LAYOUT,
-        gemm::BiasParams::LAYOUT,
+        gemv::GemvParams::LAYOUT,
+        norm::NormParams::LAYOUT,
+        pointwise::ConvertParams::LAYOUT,
+        pointwise::CopyPartsParams::LAYOUT,
+        pointwise::JoinParams::LAYOUT,
+        pointwise::MapParams::LAYOUT,
+        pointwise::RowsParams::LAYOUT,
+        rope::RopeParams::LAYOUT,
     ]
-}
-
-/// A number for a kernel, which may count in `int`. Errors when it does not fit.
-pub(super) fn to_u32(op: &'static str, what: &'static str, value: usize) -> Result<u32, OpError> {
-    match i32::try_from(value) {
-        Ok(value) => Ok(value as u32),
-        Err(_) => Err(OpError::unsupported(op, format!("{what}: {value} is more than a kernel can count"))),
-    }
 }

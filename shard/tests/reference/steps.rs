@@ -137,12 +137,18 @@ impl Runner {
             lengths: &lengths,
             slots: &slots,
             sequences: &sequences,
+            block_size: 16,
             logits_at: &logits_at,
             adapters: &adapters,
         };
         let logits = self.model.forward(&input, &mut self.cache).map_err(|error| error.to_string())?;
         assert_eq!(logits.rows(), logits_at.len());
-        Ok(logits.host().chunks(logits.width()).map(<[f32]>::to_vec).collect())
+        Ok(logits
+            .read()
+            .map_err(|error| error.to_string())?
+            .chunks(logits.width())
+            .map(<[f32]>::to_vec)
+            .collect())
     }
 
     /// A slot that no other token has: multiplying by an odd number permutes a power of two.
