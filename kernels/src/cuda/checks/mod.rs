@@ -8,6 +8,7 @@
 
 mod embedding;
 mod linear;
+mod lora;
 mod multiply;
 mod norm;
 mod pointwise;
@@ -34,6 +35,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("multiply", multiply::check),
     ("linear", linear::check),
     ("gemm", linear::check_own),
+    ("lora", lora::check),
 ];
 
 /// The types that models compute in.
