@@ -31,6 +31,7 @@ mod norm;
 mod params;
 mod pointwise;
 mod rope;
+mod routing;
 mod units;
 
 pub use buffer::{Buffer, Slice, SliceMut};
@@ -50,3 +51,4 @@ pub use pointwise::{
     soft_cap,
 };
 pub use rope::{RopeCacheWrite, RopeTable, rope_cache_write};
+pub use routing::{Routes, Routing, route};

@@ -1,7 +1,7 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{embedding, gemm, gemv, lora, norm, pointwise, rope};
+use super::{embedding, gemm, gemv, lora, norm, pointwise, rope, routing};
 use crate::OpError;
 
 /// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
@@ -94,5 +94,6 @@ pub fn layouts() -> Vec<Layout> {
         pointwise::MapParams::LAYOUT,
         pointwise::RowsParams::LAYOUT,
         rope::RopeParams::LAYOUT,
+        routing::RouteParams::LAYOUT,
     ]
 }

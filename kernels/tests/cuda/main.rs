@@ -48,7 +48,7 @@ macro_rules! families {
     };
 }
 
-families!(norm, embedding, pointwise, rope, multiply, linear, gemm, lora);
+families!(norm, embedding, pointwise, rope, multiply, linear, gemm, lora, route);
 
 #[test]
 fn every_family_is_tested() {

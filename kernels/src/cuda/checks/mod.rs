@@ -13,6 +13,7 @@ mod multiply;
 mod norm;
 mod pointwise;
 mod rope;
+mod routing;
 
 use std::fmt;
 use std::ops::Range;
@@ -36,6 +37,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("linear", linear::check),
     ("gemm", linear::check_own),
     ("lora", lora::check),
+    ("route", routing::check),
 ];
 
 /// The types that models compute in.
