@@ -1,7 +1,7 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{embedding, gemm, gemv, lora, norm, pointwise, rope, routing};
+use super::{embedding, experts, gemm, gemv, lora, norm, pointwise, rope, routing};
 use crate::OpError;
 
 /// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
@@ -84,6 +84,8 @@ pub fn layouts() -> Vec<Layout> {
     vec![
         embedding::AddEmbeddingParams::LAYOUT,
         embedding::GatherParams::LAYOUT,
+        experts::ExpertEntry::LAYOUT,
+        experts::ExpertsParams::LAYOUT,
         gemm::GemmParams::LAYOUT,
         gemv::GemvParams::LAYOUT,
         lora::LowRankParams::LAYOUT,

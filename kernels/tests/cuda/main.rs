@@ -48,7 +48,7 @@ macro_rules! families {
     };
 }
 
-families!(norm, embedding, pointwise, rope, multiply, linear, gemm, lora, route);
+families!(norm, embedding, pointwise, rope, multiply, linear, gemm, lora, route, experts);
 
 #[test]
 fn every_family_is_tested() {

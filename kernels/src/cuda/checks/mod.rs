@@ -7,6 +7,7 @@
 //! One file per family, as the operations have. To add a check: a case in its family's file.
 
 mod embedding;
+mod experts;
 mod linear;
 mod lora;
 mod multiply;
@@ -38,6 +39,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("gemm", linear::check_own),
     ("lora", lora::check),
     ("route", routing::check),
+    ("experts", experts::check),
 ];
 
 /// The types that models compute in.
