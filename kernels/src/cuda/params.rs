@@ -1,7 +1,7 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{embedding, norm, pointwise, rope};
+use super::{embedding, gemm, gemv, norm, pointwise, rope};
 use crate::OpError;
 
 /// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
@@ -84,6 +84,9 @@ pub fn layouts() -> Vec<Layout> {
     vec![
         embedding::AddEmbeddingParams::LAYOUT,
         embedding::GatherParams::LAYOUT,
+        gemm::BiasParams::LAYOUT,
+        gemm::GemmParams::LAYOUT,
+        gemv::GemvParams::LAYOUT,
         norm::NormParams::LAYOUT,
         pointwise::ConvertParams::LAYOUT,
         pointwise::CopyPartsParams::LAYOUT,

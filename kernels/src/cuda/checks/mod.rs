@@ -7,6 +7,7 @@
 //! One file per family, as the operations have. To add a check: a case in its family's file.
 
 mod embedding;
+mod linear;
 mod multiply;
 mod norm;
 mod pointwise;
@@ -31,6 +32,8 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("pointwise", pointwise::check),
     ("rope", rope::check),
     ("multiply", multiply::check),
+    ("linear", linear::check),
+    ("gemm", linear::check_own),
 ];
 
 /// The types that models compute in.

@@ -69,6 +69,9 @@ pub struct Grid {
 }
 
 impl Grid {
+    /// Most blocks along y, and along z.
+    pub const ACROSS_MAX: u32 = 65535;
+
     /// Blocks along x alone, without dynamic shared memory.
     pub fn linear(blocks: u32, threads: u32) -> Self {
         Self { blocks: [blocks, 1, 1], threads, shared_bytes: 0 }
