@@ -48,7 +48,7 @@ macro_rules! families {
     };
 }
 
-families!(norm, embedding, pointwise, rope, multiply,);
+families!(norm, embedding, pointwise, rope, multiply, linear, gemm);
 
 #[test]
 fn every_family_is_tested() {
