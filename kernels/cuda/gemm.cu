@@ -62,17 +62,3 @@ GEMM(__half, f16, 32)
 GEMM(__half, f16, 128)
 GEMM(__nv_bfloat16, bf16, 32)
 GEMM(__nv_bfloat16, bf16, 128)
-
-struct BiasParams {
-    void* x;            // [rows, width]
-    const float* bias;  // [width]
-    uint32_t width;
-};
-EXPORT_PARAMS(BiasParams, x, bias, width)
-
-// A block per row, behind a product that somebody else computes.
-template <class T> __device__ __forceinline__ void linear_bias(const BiasParams& p) {
-    T* x = static_cast<T*>(p.x) + size_t(blockIdx.x) * p.width;
-    for (int i = threadIdx.x; i < int(p.width); i += blockDim.x) x[i] = from_float<T>(to_float(x[i]) + p.bias[i]);
-}
-KERNELS(linear_bias, 256, BiasParams)

@@ -2,11 +2,9 @@
 
 use super::driver::DevicePtr;
 use super::linear::{Input, Product, numbers};
-use super::params::{kernels, params};
-use super::{Element, Gpu, Grid, Kernel, Slice, SliceMut};
+use super::params::params;
+use super::{Element, Gpu, Grid, Kernel, Slice};
 use crate::OpError;
-
-const BIAS: [Kernel; 3] = kernels!("gemm", "linear_bias");
 
 /// Weights of a block, as in `tile.cuh`, like what follows.
 const WEIGHTS: usize = 128;
@@ -37,14 +35,6 @@ params! {
         out_head: u32,
         is_float: u32,
         add: u32,
-    }
-}
-
-params! {
-    struct BiasParams {
-        x: DevicePtr,
-        bias: DevicePtr,
-        width: u32,
     }
 }
 
@@ -109,22 +99,4 @@ pub(super) fn gemm(
     let grid = Grid { blocks, threads: THREADS, shared_bytes: tile_bytes(rows_of_block as usize) };
     // SAFETY: input, weight, bias and output have as many elements as the numbers say.
     unsafe { gpu.launch(op, Kernel { module: "gemm", name }, grid, &params) }
-}
-
-/// `x += bias`, row by row; `bias` is f32, and as wide as a row.
-pub(super) fn add_bias(
-    gpu: &Gpu,
-    op: &'static str,
-    x: &mut SliceMut<'_>,
-    bias: Slice<'_>,
-) -> Result<(), OpError> {
-    let kernel = Gpu::pick(op, x.element(), BIAS)?;
-    let rows = x.len().checked_div(bias.len()).unwrap_or(0);
-    if rows == 0 {
-        return Ok(());
-    }
-    let [rows, width] = numbers(op, [("rows", rows), ("outputs", bias.len())])?;
-    let params = BiasParams { x: x.ptr, bias: bias.ptr, width };
-    // SAFETY: there are `rows` rows, each as wide as the bias.
-    unsafe { gpu.launch(op, kernel, Grid::linear(rows, 256), &params) }
 }

@@ -23,6 +23,7 @@ pub struct Gpu {
     driver: Box<dyn Driver>,
     /// Products that are new are tried out.
     tunes: AtomicBool,
+    /// [`Products::Own`]
     own_products: AtomicBool,
 }
 
@@ -42,8 +43,11 @@ impl Gpu {
     }
 
     fn new(driver: impl Driver + 'static) -> Arc<Self> {
-        let (tunes, own_products) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { driver: Box::new(driver), tunes, own_products })
+        Arc::new(Self {
+            driver: Box::new(driver),
+            tunes: AtomicBool::new(false),
+            own_products: AtomicBool::new(false),
+        })
     }
 
     /// Who computes products of many rows; at first the library.

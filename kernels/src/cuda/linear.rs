@@ -1,7 +1,7 @@
 //! Products with weight matrices.
 
 use super::params::fit;
-use super::{Element, Gpu, Matrix, Multiply, Products, Slice, SliceMut, gemm, gemv};
+use super::{Element, Gpu, Matrix, Multiply, Products, Slice, SliceMut, add_bias, gemm, gemv};
 use crate::OpError;
 use crate::error::{check_length, check_rows};
 
@@ -141,7 +141,7 @@ fn by_library(
     };
     gpu.multiply(op, &shape, elements, weight.elements, out.reborrow())?;
     match bias {
-        Some(bias) => gemm::add_bias(gpu, op, out, *bias),
+        Some(bias) => add_bias(gpu, out.reborrow(), *bias),
         None => Ok(()),
     }
 }

@@ -84,7 +84,6 @@ pub fn layouts() -> Vec<Layout> {
     vec![
         embedding::AddEmbeddingParams::LAYOUT,
         embedding::GatherParams::LAYOUT,
-        gemm::BiasParams::LAYOUT,
         gemm::GemmParams::LAYOUT,
         gemv::GemvParams::LAYOUT,
         norm::NormParams::LAYOUT,

@@ -1,4 +1,4 @@
-use super::{Checker, FLOATS, Floats, rounding};
+use super::{Checker, FLOATS, Floats, bits, computed};
 use crate::cuda::{self, Element, Product, Products};
 use crate::{DType, Matrix, OpError, reference};
 
@@ -157,10 +157,6 @@ fn product(
     c.read(&out)
 }
 
-pub(super) fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
-}
-
 /// The kernels of this crate for any number of rows.
 pub(super) fn check_own(c: &mut Checker) -> Result<(), OpError> {
     let (gpu, before) = (c.gpu(), c.gpu().products());
@@ -229,7 +225,7 @@ fn refused(c: &mut Checker) -> Result<(), OpError> {
 pub(super) fn roundings(element: Element, inputs: usize) -> f64 {
     match element {
         Element::F32 => 8.0 + inputs as f64 / 8.0,
-        _ => 3.0 + inputs as f64 * rounding(Element::F32) / rounding(element),
+        _ => 2.0 + computed(element, inputs as f64),
     }
 }
 
