@@ -8,8 +8,10 @@ use kernels::{Activation, DType, Gating, OpError, RopeTable, Values};
 use super::{
     Attention, AttentionRules, AttentionScratch, CopyParts, DeviceMemory, Expert, ExpertScratch, ExpertSet,
     Experts, Indices, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles, RopeCacheWrite,
-    Routes, Routing, SequenceBuffer, Tensor,
+    Routes, Routing, SamplingState, SequenceBuffer, Tensor,
 };
+use crate::sampling::logprobs::Normalizer;
+use crate::sampling::{Choice, Pick, Scratch};
 use crate::weights::Weight;
 
 pub(super) fn zeros(_: &Cpu, rows: usize, width: usize) -> Result<Tensor, OpError> {
@@ -54,6 +56,37 @@ pub(super) fn routes(_: &Cpu) -> Result<Routes, OpError> {
 
 pub(super) fn expert_scratch(_: &Cpu) -> Result<ExpertScratch, OpError> {
     Ok(ExpertScratch::Host(cpu::ExpertScratch::default()))
+}
+
+pub(super) fn sampling_state(_: &Cpu) -> SamplingState {
+    SamplingState::Host(Scratch::default())
+}
+
+pub(super) fn row_logprobs(
+    _: &Cpu,
+    _: &mut SamplingState,
+    logits: &Tensor,
+    at: &[u32],
+    ids: &[u32],
+) -> Result<Vec<f32>, OpError> {
+    let rows = at.iter().zip(ids).map(|(&row, &id)| {
+        let row = logits.host_row(row as usize);
+        Normalizer::of_row(row).logprob(row[id as usize]) as f32
+    });
+    Ok(rows.collect())
+}
+
+pub(super) fn choose(
+    _: &Cpu,
+    state: &mut SamplingState,
+    logits: &Tensor,
+    picks: &mut [Pick<'_>],
+) -> Result<Vec<Option<Choice>>, OpError> {
+    let scratch = state.host_mut();
+    let choices = picks
+        .iter_mut()
+        .map(|Pick { row, sampler, top }| sampler.choose(logits.host_row(*row), *top, scratch).ok());
+    Ok(choices.collect())
 }
 
 /// Keys and values are f32.

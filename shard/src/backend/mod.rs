@@ -33,13 +33,14 @@ pub use cuda::Cuda;
 pub use matrix::{Matrix, Projection};
 pub use moe::{Expert, ExpertSet};
 pub use open::{CacheDType, DeviceChoice, DeviceOptions};
-pub use scratch::{AttentionScratch, ExpertScratch, Routes};
+pub use scratch::{AttentionScratch, ExpertScratch, Routes, SamplingState};
 pub use step::{Indices, SequenceBuffer, Sequences};
 pub use tensor::Tensor;
 
 use matrix::MatrixStorage;
 
 use crate::cache::LayerKv;
+use crate::sampling::{Choice, Pick};
 use crate::weights::{FileRange, Progress, Weight, WeightError, prefetch};
 
 /// Where tensors live and operations run. A clone is the same device.
@@ -331,6 +332,11 @@ impl Device {
         dispatch!(self, expert_scratch())
     }
 
+    /// What choosing tokens keeps.
+    pub fn sampling_state(&self) -> SamplingState {
+        dispatch!(self, sampling_state())
+    }
+
     /// Bytes of an element of the key/value cache.
     pub fn cache_element_bytes(&self) -> usize {
         dispatch!(self, cache_element_bytes())
@@ -483,5 +489,27 @@ impl Device {
     /// `out[r] = x[rows[r]]`; `out`: `[R, width]`.
     pub fn select_rows(&self, x: &Tensor, rows: &Indices, out: &mut Tensor) -> Result<(), OpError> {
         dispatch!(self, select_rows(x, rows, out))
+    }
+
+    /// The natural logarithm of the probability of each of `ids` in its row `at` of raw logits.
+    pub fn row_logprobs(
+        &self,
+        state: &mut SamplingState,
+        logits: &Tensor,
+        at: &[u32],
+        ids: &[u32],
+    ) -> Result<Vec<f32>, OpError> {
+        dispatch!(self, row_logprobs(state, logits, at, ids))
+    }
+
+    /// Chooses a token for each pick, in order; none where the logits are no distribution. The rows of `logits` that take part
+    /// may be changed.
+    pub fn choose(
+        &self,
+        state: &mut SamplingState,
+        logits: &mut Tensor,
+        picks: &mut [Pick<'_>],
+    ) -> Result<Vec<Option<Choice>>, OpError> {
+        dispatch!(self, choose(state, logits, picks))
     }
 }

@@ -177,7 +177,7 @@ impl Model for Decoder {
         self.workspace.set_rows(tokens, logits)
     }
 
-    fn forward(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<&Tensor, OpError> {
+    fn forward(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<&mut Tensor, OpError> {
         input::check(input, &self.shape, cache)?;
         let places = TokenPlaces { positions: input.positions, lengths: input.lengths };
         self.ropes.iter_mut().try_for_each(|rope| rope.cover(places))?;
@@ -192,7 +192,7 @@ impl Model for Decoder {
             }
             Ok(())
         })?;
-        Ok(&self.workspace.logits)
+        Ok(&mut self.workspace.logits)
     }
 }
 
