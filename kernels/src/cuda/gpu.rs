@@ -1,9 +1,10 @@
 use std::ffi::c_void;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::buffer::{Buffer, wrong_element};
 use super::driver::{Driver, Grid, Kernel, Memory, Multiply, Properties};
+use super::graph::Captures;
 use super::params::Params;
 use super::{Element, HostElement, Slice, SliceMut};
 use crate::OpError;
@@ -14,6 +15,7 @@ pub struct Gpu {
     driver: Box<dyn Driver>,
     /// Products that are new are tried out.
     tunes: AtomicBool,
+    pub(super) captures: Mutex<Captures>,
 }
 
 impl Gpu {
@@ -32,7 +34,7 @@ impl Gpu {
     }
 
     fn new(driver: impl Driver + 'static) -> Arc<Self> {
-        Arc::new(Self { driver: Box::new(driver), tunes: AtomicBool::new(false) })
+        Arc::new(Self { driver: Box::new(driver), tunes: AtomicBool::new(false), captures: Mutex::default() })
     }
 
     /// What the device is.
@@ -63,7 +65,9 @@ impl Gpu {
 
     /// Waits until all work is done. What failed since the last time is an error here at the latest.
     pub fn synchronize(&self) -> Result<(), OpError> {
-        self.driver.synchronize("synchronize")
+        const OP: &str = "synchronize";
+        self.outside_capture(OP)?;
+        self.driver.synchronize(OP)
     }
 
     pub(super) fn driver(&self) -> &dyn Driver {
@@ -150,7 +154,7 @@ impl Gpu {
         }
         // SAFETY: every matrix was found to lie within its slice.
         unsafe {
-            if self.tunes.load(Ordering::Relaxed) {
+            if self.tunes.load(Ordering::Relaxed) && !self.is_capturing() {
                 self.driver.tune(op, product, input.ptr, weight.ptr, out.ptr)?;
             }
             self.driver.multiply(op, product, input.ptr, weight.ptr, out.ptr)

@@ -2,6 +2,7 @@
 //!
 //! - [`Gpu`]: a device and the one stream that everything runs on, in order
 //! - [`Buffer`], [`Slice`], [`SliceMut`]: its memory
+//! - [`Graph`]: work that is recorded once and replayed
 //! - `driver/`: what a device has to be able to do; the CUDA driver does it, and for tests the emulator on a CPU
 //! - `checks/`: what a device has to get right
 //! - one file per family of operations, named as its kernels in `kernels/cuda/`: shapes are checked, then launched
@@ -20,6 +21,7 @@ mod buffer;
 mod driver;
 mod element;
 mod gpu;
+mod graph;
 mod matrix;
 mod norm;
 mod params;
@@ -30,6 +32,7 @@ pub use driver::emulated::{Schedule, counter, layouts as kernel_layouts};
 pub use driver::{Grid, Kernel, Memory, Multiply, Properties};
 pub use element::{Element, HostElement};
 pub use gpu::Gpu;
+pub use graph::Graph;
 pub use matrix::{Matrix, OwnedMatrix};
 pub use norm::{Norm, add_norm, norm, norm_in_place};
 pub use params::{Field, Layout, layouts};

@@ -2,6 +2,8 @@
 //! compute.
 #![cfg(feature = "emulation")]
 
+mod captures;
+
 use kernels::cuda::checks::{self, Finding};
 use kernels::cuda::{Gpu, Schedule, kernel_layouts, layouts};
 
@@ -46,7 +48,7 @@ macro_rules! families {
     };
 }
 
-families!(norm, multiply);
+families!(norm, multiply, graph);
 
 #[test]
 fn every_family_is_tested() {

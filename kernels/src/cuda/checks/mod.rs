@@ -6,6 +6,7 @@
 //!
 //! One file per family, as the operations have. To add a check: a case in its family's file.
 
+mod graph;
 mod multiply;
 mod norm;
 
@@ -21,7 +22,8 @@ use crate::OpError;
 pub type Family = fn(&mut Checker) -> Result<(), OpError>;
 
 /// All families by name, those first that a Llama needs.
-pub const FAMILIES: &[(&str, Family)] = &[("norm", norm::check), ("multiply", multiply::check)];
+pub const FAMILIES: &[(&str, Family)] =
+    &[("norm", norm::check), ("multiply", multiply::check), ("graph", graph::check)];
 
 /// The types that models compute in.
 const FLOATS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];

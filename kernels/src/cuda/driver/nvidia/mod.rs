@@ -4,9 +4,11 @@
 //! - this file: the device, its memory, launches
 //! - `modules.rs`: the kernels' code
 //! - `lt.rs`: dense products, by cuBLASLt
+//! - `graph.rs`: work that is recorded and replayed
 //! - `event.rs`: marks in a stream, to wait for and to measure with
 
 mod event;
+mod graph;
 mod lt;
 mod modules;
 
@@ -16,9 +18,10 @@ use std::sync::{Mutex, MutexGuard};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUresult, CUstream};
 
 use self::event::Stopwatch;
+use self::graph::Unrestricted;
 use self::lt::{CublasLt, Operands};
 use self::modules::Modules;
-use super::{DevicePtr, Driver, Grid, Kernel, Memory, Multiply, Properties};
+use super::{DevicePtr, Driver, Grid, Kernel, Memory, Multiply, Properties, Recorded};
 use crate::OpError;
 
 const OPEN: &str = "open GPU";
@@ -83,10 +86,11 @@ impl Nvidia {
         size: usize,
     ) -> Result<CUfunction, OpError> {
         let mut modules = self.modules.lock().expect(LOCKED);
-        match modules.loaded(kernel, shared_bytes) {
-            Some(function) => Ok(function),
-            None => modules.load(op, kernel, shared_bytes, size, &self.properties),
+        if let Some(function) = modules.loaded(kernel, shared_bytes) {
+            return Ok(function);
         }
+        let _loading = Unrestricted::enter(op)?;
+        modules.load(op, kernel, shared_bytes, size, &self.properties)
     }
 
     /// What runs products; it is there when this answers.
@@ -287,6 +291,8 @@ impl Driver for Nvidia {
         out: DevicePtr,
     ) -> Result<(), OpError> {
         self.enter(op)?;
+        // The library may be opened here, and loads kernels of its own.
+        let _loading = Unrestricted::enter(op)?;
         let mut products = self.products(op)?;
         let products = products.as_mut().expect("`products` has opened it");
         // SAFETY: the matrices are as the caller says.
@@ -325,6 +331,38 @@ impl Driver for Nvidia {
         unsafe {
             products
                 .tune(op, product, Operands { input, weight, out, to }, |run| stopwatch.time(op, flush, run))
+        }
+    }
+
+    fn begin_capture(&self) -> Result<(), OpError> {
+        const OP: &str = "capture";
+        self.enter(OP)?;
+        graph::begin(OP, self.stream)
+    }
+
+    fn end_capture(&self) -> Result<Recorded, OpError> {
+        const OP: &str = "capture";
+        self.enter(OP)?;
+        graph::end(OP, self.stream)
+    }
+
+    fn abandon_capture(&self) {
+        if self.enter("capture").is_ok() {
+            graph::abandon(self.stream);
+        }
+    }
+
+    unsafe fn replay(&self, recorded: Recorded) -> Result<(), OpError> {
+        const OP: &str = "replay";
+        self.enter(OP)?;
+        // SAFETY: it has not been forgotten, as the caller vouches.
+        unsafe { graph::launch(OP, recorded, self.stream) }
+    }
+
+    unsafe fn forget(&self, recorded: Recorded) {
+        if self.enter("forget").is_ok() {
+            // SAFETY: it has not been forgotten, as the caller vouches.
+            unsafe { graph::destroy(recorded) }
         }
     }
 
