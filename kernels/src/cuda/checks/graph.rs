@@ -39,7 +39,7 @@ struct Step {
 
 impl Step {
     fn new(c: &mut Checker, element: Element) -> Result<Self, OpError> {
-        let mut buffer = || c.unwritten(element, ROWS * WIDTH);
+        let buffer = || c.unwritten(element, ROWS * WIDTH);
         Ok(Self { input: buffer()?, normed: buffer()?, copied: buffer()?, out: buffer()? })
     }
 

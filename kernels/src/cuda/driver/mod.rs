@@ -2,6 +2,7 @@
 
 #[cfg(feature = "emulation")]
 pub(super) mod emulated;
+pub(super) mod journal;
 #[cfg(feature = "cuda")]
 pub(super) mod nvidia;
 

@@ -27,6 +27,9 @@ unsafe extern "C" {
     fn emu_workers(count: c_uint);
 }
 
+/// What the driver says when a kernel has done what it must not.
+const LAUNCH_FAILED: c_int = 719;
+
 /// A piece of work that can be recorded.
 #[derive(Clone, Debug)]
 pub(super) enum Command {
@@ -87,7 +90,7 @@ pub(super) fn check_size(op: &'static str, kernel: Kernel, size: usize) -> Resul
     let expected = unsafe { emu_parameter_size(name.as_ptr()) };
     if expected != size {
         let reason = format!("kernel {} takes {expected} bytes of parameters, not {size}", kernel.name);
-        return Err(OpError::device(op, reason));
+        return Err(OpError::driver(op, reason));
     }
     Ok(())
 }
@@ -120,10 +123,11 @@ unsafe fn launch(
     // SAFETY: one argument, of the size that the kernel takes; it is read only.
     let code =
         unsafe { emu_launch(name.as_ptr(), blocks, threads, grid.shared_bytes, arguments.as_mut_ptr()) };
-    if code == 0 {
-        return Ok(());
-    }
     // SAFETY: a zero-terminated text that stays until this thread's next launch.
-    let reason = unsafe { CStr::from_ptr(emu_last_error()) }.to_string_lossy().into_owned();
-    Err(OpError::device(op, reason))
+    let reason = || unsafe { CStr::from_ptr(emu_last_error()) }.to_string_lossy().into_owned();
+    match code {
+        0 => Ok(()),
+        LAUNCH_FAILED => Err(OpError::device(op, reason())),
+        _ => Err(OpError::driver(op, reason())),
+    }
 }
