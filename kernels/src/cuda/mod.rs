@@ -2,6 +2,7 @@
 //!
 //! - [`Gpu`]: a device and the one stream that everything runs on, in order
 //! - [`Buffer`], [`Slice`], [`SliceMut`]: its memory
+//! - [`Graph`]: work that is recorded once and replayed
 //! - `driver/`: what a device has to be able to do; the CUDA driver does it, and for tests the emulator on a CPU
 //! - `checks/`: what a device has to get right
 //! - one file per family of operations, named as its kernels in `kernels/cuda/`: shapes are checked, then launched
@@ -24,6 +25,7 @@ mod embedding;
 mod gemm;
 mod gemv;
 mod gpu;
+mod graph;
 mod linear;
 mod matrix;
 mod norm;
@@ -39,6 +41,7 @@ pub use driver::{Grid, Kernel, Memory, Multiply, Properties};
 pub use element::{E4M3, E5M2, Element, HostElement};
 pub use embedding::{add_embedding, embedding};
 pub use gpu::{Gpu, Products};
+pub use graph::Graph;
 pub use linear::{Product, linear, linear_per_head};
 pub use matrix::{Matrix, OwnedMatrix};
 pub use norm::{Norm, add_norm, norm, norm_in_place};

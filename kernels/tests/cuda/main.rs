@@ -3,6 +3,7 @@
 #![cfg(feature = "emulation")]
 
 use std::collections::BTreeSet;
+mod captures;
 
 use kernels::cuda::checks::{self, Finding};
 use kernels::cuda::{Gpu, Schedule, kernel_layouts, layouts};
@@ -48,7 +49,7 @@ macro_rules! families {
     };
 }
 
-families!(norm, embedding, pointwise, rope, multiply, linear, gemm);
+families!(norm, embedding, pointwise, rope, multiply, linear, gemm, graph);
 
 #[test]
 fn every_family_is_tested() {

@@ -7,6 +7,7 @@
 //! One file per family, as the operations have. To add a check: a case in its family's file.
 
 mod embedding;
+mod graph;
 mod linear;
 mod multiply;
 mod norm;
@@ -34,6 +35,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("multiply", multiply::check),
     ("linear", linear::check),
     ("gemm", linear::check_own),
+    ("graph", graph::check),
 ];
 
 /// The types that models compute in.

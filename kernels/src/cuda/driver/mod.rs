@@ -2,6 +2,7 @@
 
 #[cfg(feature = "emulation")]
 pub(super) mod emulated;
+pub(super) mod journal;
 #[cfg(feature = "cuda")]
 pub(super) mod nvidia;
 
@@ -19,6 +20,15 @@ pub(super) struct DevicePtr(pub(super) u64);
 
 impl DevicePtr {
     pub(super) const NULL: Self = Self(0);
+}
+
+/// Work that a driver has recorded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Recorded {
+    /// The driver's name for it.
+    pub(super) handle: u64,
+    /// Launches, products, copies and fills.
+    pub(super) operations: usize,
 }
 
 /// What a device is.
@@ -237,6 +247,28 @@ pub(super) trait Driver: Send + Sync + Debug {
     ) -> Result<(), OpError> {
         Ok(())
     }
+
+    /// From here on, what this thread starts is recorded and not done: launches, products, copies within the device and
+    /// fills. Nothing else may be asked for until one of the next two ends it.
+    fn begin_capture(&self) -> Result<(), OpError>;
+
+    /// What has been recorded, for [`replay`](Self::replay). An error ends the capture as well.
+    fn end_capture(&self) -> Result<Recorded, OpError>;
+
+    /// Forgets what has been recorded.
+    fn abandon_capture(&self);
+
+    /// Does what was recorded.
+    ///
+    /// # Safety
+    /// It has not been forgotten, and the memory that it uses is still allocated.
+    unsafe fn replay(&self, recorded: Recorded) -> Result<(), OpError>;
+
+    /// It will not be replayed any more.
+    ///
+    /// # Safety
+    /// It has not been forgotten before.
+    unsafe fn forget(&self, recorded: Recorded);
 
     /// Waits until all work is done; the errors of what ran come here at the latest.
     fn synchronize(&self, op: &'static str) -> Result<(), OpError>;

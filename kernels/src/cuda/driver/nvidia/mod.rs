@@ -4,9 +4,11 @@
 //! - this file: the device, its memory, launches
 //! - `modules.rs`: the kernels' code
 //! - `lt.rs`: dense products, by cuBLASLt
+//! - `graph.rs`: work that is recorded and replayed
 //! - `event.rs`: marks in a stream, to wait for and to measure with
 
 mod event;
+mod graph;
 mod lt;
 mod modules;
 
@@ -16,9 +18,10 @@ use std::sync::{Mutex, MutexGuard};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUresult, CUstream};
 
 use self::event::Stopwatch;
+use self::graph::Unrestricted;
 use self::lt::{CublasLt, Operands};
 use self::modules::Modules;
-use super::{DevicePtr, Driver, Grid, Kernel, Memory, Multiply, Properties};
+use super::{DevicePtr, Driver, Grid, Kernel, Memory, Multiply, Properties, Recorded};
 use crate::OpError;
 
 const OPEN: &str = "open GPU";
@@ -49,7 +52,7 @@ impl Nvidia {
     pub(in crate::cuda) fn open(ordinal: u32) -> Result<Self, OpError> {
         // SAFETY: it only tries to load the library.
         if !unsafe { sys::is_culib_present() } {
-            return Err(OpError::device(OPEN, "there is no CUDA driver on this machine (libcuda.so.1)"));
+            return Err(OpError::driver(OPEN, "there is no CUDA driver on this machine (libcuda.so.1)"));
         }
         // SAFETY: the first call into the driver.
         check(OPEN, unsafe { sys::cuInit(0) })?;
@@ -83,9 +86,18 @@ impl Nvidia {
         size: usize,
     ) -> Result<CUfunction, OpError> {
         let mut modules = self.modules.lock().expect(LOCKED);
-        match modules.loaded(kernel, shared_bytes) {
-            Some(function) => Ok(function),
-            None => modules.load(op, kernel, shared_bytes, size, &self.properties),
+        if let Some(function) = modules.loaded(kernel, shared_bytes) {
+            return Ok(function);
+        }
+        let _loading = Unrestricted::enter(op)?;
+        modules.load(op, kernel, shared_bytes, size, &self.properties)
+    }
+
+    /// A library says that it could not do something, not that the device has failed before: then that is the error.
+    fn blame(&self, error: OpError) -> OpError {
+        match self.memory() {
+            Err(failure @ OpError::Device { .. }) => failure,
+            _ => error,
         }
     }
 
@@ -128,7 +140,7 @@ fn device(ordinal: u32) -> Result<CUdevice, OpError> {
     // SAFETY: the driver is initialised.
     check(OPEN, unsafe { sys::cuDeviceGetCount(&mut count) })?;
     if ordinal as i64 >= i64::from(count) {
-        return Err(OpError::device(OPEN, format!("there are {count} GPUs, none has number {ordinal}")));
+        return Err(OpError::driver(OPEN, format!("there are {count} GPUs, none has number {ordinal}")));
     }
     let mut device = 0;
     // SAFETY: there is a device of this number.
@@ -179,7 +191,34 @@ fn check(op: &'static str, result: CUresult) -> Result<(), OpError> {
     };
     let name = text(sys::cuGetErrorName).unwrap_or_else(|| format!("error {}", result as u32));
     let words = text(sys::cuGetErrorString).unwrap_or_default();
-    Err(OpError::device(op, format!("{name}: {words}")))
+    let reason = format!("{name}: {words}");
+    Err(if is_final(result) { OpError::device(op, reason) } else { OpError::driver(op, reason) })
+}
+
+/// Whether everything from now on will fail. All but the first few are found some time after what caused them.
+fn is_final(result: CUresult) -> bool {
+    use CUresult::*;
+    matches!(
+        result,
+        CUDA_ERROR_DEINITIALIZED
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_MPS_CLIENT_TERMINATED
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_CONTAINED
+            | CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_TENSOR_MEMORY_LEAK
+            | CUDA_ERROR_EXTERNAL_DEVICE
+            | CUDA_ERROR_UNKNOWN
+    )
 }
 
 impl Driver for Nvidia {
@@ -287,10 +326,13 @@ impl Driver for Nvidia {
         out: DevicePtr,
     ) -> Result<(), OpError> {
         self.enter(op)?;
+        // The library may be opened here, and loads kernels of its own.
+        let _loading = Unrestricted::enter(op)?;
         let mut products = self.products(op)?;
         let products = products.as_mut().expect("`products` has opened it");
         // SAFETY: the matrices are as the caller says.
         unsafe { products.multiply(op, product, Operands { input, weight, out, to: out }) }
+            .map_err(|error| self.blame(error))
     }
 
     unsafe fn tune(
@@ -325,6 +367,38 @@ impl Driver for Nvidia {
         unsafe {
             products
                 .tune(op, product, Operands { input, weight, out, to }, |run| stopwatch.time(op, flush, run))
+        }
+    }
+
+    fn begin_capture(&self) -> Result<(), OpError> {
+        const OP: &str = "capture";
+        self.enter(OP)?;
+        graph::begin(OP, self.stream)
+    }
+
+    fn end_capture(&self) -> Result<Recorded, OpError> {
+        const OP: &str = "capture";
+        self.enter(OP)?;
+        graph::end(OP, self.stream)
+    }
+
+    fn abandon_capture(&self) {
+        if self.enter("capture").is_ok() {
+            graph::abandon(self.stream);
+        }
+    }
+
+    unsafe fn replay(&self, recorded: Recorded) -> Result<(), OpError> {
+        const OP: &str = "replay";
+        self.enter(OP)?;
+        // SAFETY: it has not been forgotten, as the caller vouches.
+        unsafe { graph::launch(OP, recorded, self.stream) }
+    }
+
+    unsafe fn forget(&self, recorded: Recorded) {
+        if self.enter("forget").is_ok() {
+            // SAFETY: it has not been forgotten, as the caller vouches.
+            unsafe { graph::destroy(recorded) }
         }
     }
 
