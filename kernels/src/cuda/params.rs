@@ -1,7 +1,7 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{embedding, gemm, gemv, norm, pointwise, rope};
+use super::{embedding, gemm, gemv, lora, norm, pointwise, rope};
 use crate::OpError;
 
 /// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
@@ -86,6 +86,7 @@ pub fn layouts() -> Vec<Layout> {
         embedding::GatherParams::LAYOUT,
         gemm::GemmParams::LAYOUT,
         gemv::GemvParams::LAYOUT,
+        lora::LowRankParams::LAYOUT,
         norm::NormParams::LAYOUT,
         pointwise::ConvertParams::LAYOUT,
         pointwise::CopyPartsParams::LAYOUT,

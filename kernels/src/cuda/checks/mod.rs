@@ -9,6 +9,7 @@
 mod embedding;
 mod graph;
 mod linear;
+mod lora;
 mod multiply;
 mod norm;
 mod pointwise;
@@ -36,6 +37,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("linear", linear::check),
     ("gemm", linear::check_own),
     ("graph", graph::check),
+    ("lora", lora::check),
 ];
 
 /// The types that models compute in.
