@@ -20,9 +20,11 @@ mod buffer;
 mod driver;
 mod element;
 mod gpu;
+mod logprobs;
 mod matrix;
 mod norm;
 mod params;
+mod sampling;
 
 pub use buffer::{Buffer, Slice, SliceMut};
 #[cfg(feature = "emulation")]
@@ -30,6 +32,8 @@ pub use driver::emulated::{Schedule, counter, layouts as kernel_layouts};
 pub use driver::{Grid, Kernel, Memory, Multiply, Properties};
 pub use element::{Element, HostElement};
 pub use gpu::Gpu;
+pub use logprobs::row_logprobs;
 pub use matrix::{Matrix, OwnedMatrix};
 pub use norm::{Norm, add_norm, norm, norm_in_place};
 pub use params::{Field, Layout, layouts};
+pub use sampling::{ALTERNATIVES_MAX, LISTED_MAX, Sampled, SamplerState, SamplingRow};

@@ -1,7 +1,7 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::norm;
+use super::{logprobs, norm, sampling};
 
 /// A struct that a kernel takes by value.
 ///
@@ -74,5 +74,12 @@ pub(super) use kernels;
 
 /// Every struct of parameters, by module.
 pub fn layouts() -> Vec<Layout> {
-    vec![norm::NormParams::LAYOUT]
+    vec![
+        norm::NormParams::LAYOUT,
+        sampling::RowParams::LAYOUT,
+        sampling::LogitsParams::LAYOUT,
+        sampling::SampleParams::LAYOUT,
+        sampling::AdmitParams::LAYOUT,
+        logprobs::LogprobsParams::LAYOUT,
+    ]
 }

@@ -46,7 +46,7 @@ macro_rules! families {
     };
 }
 
-families!(norm);
+families!(norm, sampling, logprobs);
 
 #[test]
 fn every_family_is_tested() {

@@ -6,7 +6,9 @@
 //!
 //! One file per family, as the operations have. To add a check: a case in its family's file.
 
+mod logprobs;
 mod norm;
+mod sampling;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,7 +22,8 @@ use crate::OpError;
 pub type Family = fn(&mut Checker) -> Result<(), OpError>;
 
 /// All families by name, those first that a Llama needs.
-pub const FAMILIES: &[(&str, Family)] = &[("norm", norm::check)];
+pub const FAMILIES: &[(&str, Family)] =
+    &[("norm", norm::check), ("sampling", sampling::check), ("logprobs", logprobs::check)];
 
 /// The types that models compute in.
 const FLOATS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
