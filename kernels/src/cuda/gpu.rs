@@ -1,5 +1,6 @@
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::buffer::{Buffer, wrong_element};
 use super::driver::{Driver, Grid, Kernel, Memory, Multiply, Properties};
@@ -7,10 +8,23 @@ use super::params::Params;
 use super::{Element, HostElement, Slice, SliceMut};
 use crate::OpError;
 
+/// Who computes products of more rows than a few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// The library of the driver, which is the fastest. How it sums may depend on the number of rows.
+    Library,
+    /// The kernels of this crate: the same bits for a token, however many others there are.
+    Own,
+}
+
 /// A device, with the one stream that everything on it runs on.
 #[derive(Debug)]
 pub struct Gpu {
     driver: Box<dyn Driver>,
+    /// Products that are new are tried out.
+    tunes: AtomicBool,
+    /// [`Products::Own`]
+    own_products: AtomicBool,
 }
 
 impl Gpu {
@@ -19,14 +33,31 @@ impl Gpu {
     /// Errors when there is no driver, no such GPU, or none that the kernels were compiled for; the reason is one line.
     #[cfg(feature = "cuda")]
     pub fn open(ordinal: u32) -> Result<Arc<Self>, OpError> {
-        let driver = super::driver::nvidia::Nvidia::open(ordinal)?;
-        Ok(Arc::new(Self { driver: Box::new(driver) }))
+        Ok(Self::new(super::driver::nvidia::Nvidia::open(ordinal)?))
     }
 
     /// No GPU: kernels run on the CPU, thread by thread in the order that is asked for. For tests.
     #[cfg(feature = "emulation")]
     pub fn emulated(schedule: super::Schedule) -> Arc<Self> {
-        Arc::new(Self { driver: Box::new(super::driver::emulated::Emulated::new(schedule)) })
+        Self::new(super::driver::emulated::Emulated::new(schedule))
+    }
+
+    fn new(driver: impl Driver + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            driver: Box::new(driver),
+            tunes: AtomicBool::new(false),
+            own_products: AtomicBool::new(false),
+        })
+    }
+
+    /// Who computes products of many rows; at first the library.
+    pub fn products(&self) -> Products {
+        if self.own_products.load(Ordering::Relaxed) { Products::Own } else { Products::Library }
+    }
+
+    /// From now on they compute them.
+    pub fn set_products(&self, products: Products) {
+        self.own_products.store(products == Products::Own, Ordering::Relaxed);
     }
 
     /// What the device is.
@@ -85,9 +116,27 @@ impl Gpu {
         element.pick(kernels).ok_or_else(|| wrong_element(op, element))
     }
 
+    /// Runs `run`, which may be a step of a model. Dense products that have not run before are then tried out with every
+    /// algorithm that there is for their shape, each with the matrices at hand, and go on with the fastest. It takes
+    /// milliseconds per shape, and waits for all work.
+    ///
+    /// Which is the fastest may turn out differently on another rank: what has to be the same on all of them, bit for bit,
+    /// must have run before, untuned.
+    pub fn tuned<R>(&self, run: impl FnOnce() -> R) -> R {
+        struct Tuning<'a>(&'a AtomicBool);
+        impl Drop for Tuning<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Relaxed);
+            }
+        }
+        self.tunes.store(true, Ordering::Relaxed);
+        let _until_then = Tuning(&self.tunes);
+        run()
+    }
+
     /// Runs a dense product: see [`Multiply`].
     ///
-    /// Errors when a matrix does not lie within its slice.
+    /// Errors when a matrix does not lie within its slice, is of another type than said, or has no columns to sum over.
     pub fn multiply(
         &self,
         op: &'static str,
@@ -100,31 +149,36 @@ impl Gpu {
         if rows == 0 || outputs == 0 || batch == 0 {
             return Ok(());
         }
+        let floats = [Element::F32, Element::F16, Element::BF16];
+        if !floats.contains(&product.element) {
+            return Err(wrong_element(op, product.element));
+        }
+        if ![product.element, Element::F32].contains(&product.out_element) {
+            return Err(wrong_element(op, product.out_element));
+        }
+        if inputs == 0 {
+            return Err(OpError::unsupported(op, "a product over no columns"));
+        }
         let parts = [
-            ("input", input.element(), product.element, input.len(), rows, inputs, product.input_stride),
-            (
-                "weight",
-                weight.element(),
-                product.element,
-                weight.len(),
-                outputs,
-                inputs,
-                product.weight_stride,
-            ),
-            ("out", out.element(), product.out_element, out.len(), rows, outputs, product.out_stride),
+            ("input", input.element(), product.element, input.len()),
+            ("weight", weight.element(), product.element, weight.len()),
+            ("out", out.element(), product.out_element, out.len()),
         ];
-        for ((what, found, element, len, rows, cols, stride), between) in
-            parts.into_iter().zip(product.batch_strides)
-        {
+        for ((what, found, element, len), extent) in parts.into_iter().zip(product.extents()) {
             if found != element {
                 return Err(wrong_element(op, found));
             }
-            let end = (batch - 1) * between + (rows - 1) * stride + cols;
-            if stride < cols || end > len {
-                return Err(OpError::Length { op, what, expected: end, found: len });
+            if extent.is_none_or(|extent| extent > len) {
+                let expected = extent.unwrap_or(usize::MAX);
+                return Err(OpError::Length { op, what, expected, found: len });
             }
         }
         // SAFETY: every matrix was found to lie within its slice.
-        unsafe { self.driver.multiply(op, product, input.ptr, weight.ptr, out.ptr) }
+        unsafe {
+            if self.tunes.load(Ordering::Relaxed) {
+                self.driver.tune(op, product, input.ptr, weight.ptr, out.ptr)?;
+            }
+            self.driver.multiply(op, product, input.ptr, weight.ptr, out.ptr)
+        }
     }
 }

@@ -6,6 +6,7 @@ use kernels::OpError;
 
 use super::answer::{StepReport, Timings};
 use super::batch::Batch;
+use super::commands::BLOCK_SIZE;
 use super::error::EngineError;
 use super::inputs::Inputs;
 use super::row::Row;
@@ -116,10 +117,11 @@ impl Stepper {
             lengths: &inputs.lengths,
             slots: &inputs.slots,
             sequences: &sequences,
+            block_size: BLOCK_SIZE.get() as usize,
             logits_at: &inputs.logits_at,
             adapters: &adapters,
         };
-        let logits = machine.model.forward(&input, machine.cache)?.host();
+        let logits = machine.model.forward(&input, machine.cache)?.read()?;
         let expected = inputs.logits_at.len() * vocabulary;
         if logits.len() != expected {
             return Err(

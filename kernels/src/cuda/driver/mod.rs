@@ -9,6 +9,7 @@ use std::ffi::c_void;
 use std::fmt::Debug;
 
 use super::Element;
+use super::params::fit;
 use crate::OpError;
 
 /// An address in the device's memory. Zero is none.
@@ -53,6 +54,9 @@ pub struct Kernel {
     pub name: &'static str,
 }
 
+/// Most blocks of a grid along y.
+const PIECES_MAX: usize = 65_535;
+
 /// How many threads run a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
@@ -65,6 +69,9 @@ pub struct Grid {
 }
 
 impl Grid {
+    /// Most blocks along y, and along z.
+    pub const ACROSS_MAX: u32 = 65535;
+
     /// Blocks along x alone, without dynamic shared memory.
     pub fn linear(blocks: u32, threads: u32) -> Self {
         Self { blocks: [blocks, 1, 1], threads, shared_bytes: 0 }
@@ -75,11 +82,33 @@ impl Grid {
         let blocks = items.div_ceil(threads as usize).clamp(1, i32::MAX as usize);
         Self::linear(blocks as u32, threads)
     }
+
+    /// A thread for each item, in blocks along x. Errors when there cannot be so many.
+    pub(super) fn of(op: &'static str, items: usize, threads: usize) -> Result<Self, OpError> {
+        Ok(Self::linear(fit(op, "work", items.div_ceil(threads))?, threads as u32))
+    }
+
+    /// Blocks along x for the rows, and along y for pieces of a row, so that each of its items has a thread. Errors when
+    /// there cannot be so many.
+    pub(super) fn rows(
+        op: &'static str,
+        rows: usize,
+        items: usize,
+        threads_max: usize,
+    ) -> Result<Self, OpError> {
+        let threads = items.next_multiple_of(32).clamp(32, threads_max);
+        let pieces = items.div_ceil(threads).max(1);
+        if pieces > PIECES_MAX {
+            return Err(OpError::Index { op, what: "piece of a row", index: pieces, limit: PIECES_MAX + 1 });
+        }
+        let blocks = [fit(op, "rows", rows)?, pieces as u32, 1];
+        Ok(Self { blocks, threads: threads as u32, shared_bytes: 0 })
+    }
 }
 
 /// A dense product `out = input * weight^T + add * out`, for each of `batch` at even distances. All matrices are row-major;
 /// strides count elements, from a row to the next. Sums are f32.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Multiply {
     /// Rows of `input` and `out`.
     pub rows: usize,
@@ -103,6 +132,23 @@ pub struct Multiply {
     pub batch: usize,
     /// From one to the next, in `input`, `weight` and `out`.
     pub batch_strides: [usize; 3],
+}
+
+impl Multiply {
+    /// Elements from the first to the last, of input, weight and output. None for what overlaps itself, or cannot be counted.
+    pub(super) fn extents(&self) -> [Option<usize>; 3] {
+        let Self { rows, outputs, inputs, batch, batch_strides, .. } = *self;
+        let extent = |rows: usize, cols: usize, stride: usize, between: usize| {
+            let start = (batch.checked_sub(1)?.checked_mul(between)?)
+                .checked_add(rows.checked_sub(1)?.checked_mul(stride)?)?;
+            start.checked_add(cols).filter(|_| stride >= cols)
+        };
+        [
+            extent(rows, inputs, self.input_stride, batch_strides[0]),
+            extent(outputs, inputs, self.weight_stride, batch_strides[1]),
+            extent(rows, outputs, self.out_stride, batch_strides[2]),
+        ]
+    }
 }
 
 /// A device, driven from one thread at a time, with one stream of work that runs in order.
@@ -174,6 +220,23 @@ pub(super) trait Driver: Send + Sync + Debug {
         weight: DevicePtr,
         out: DevicePtr,
     ) -> Result<(), OpError>;
+
+    /// Finds out how to run products like this one fastest, by trying. `out` stays as it is. Waits for all work.
+    ///
+    /// Products that have run before go on as they did.
+    ///
+    /// # Safety
+    /// As for [`multiply`](Self::multiply).
+    unsafe fn tune(
+        &self,
+        _op: &'static str,
+        _product: &Multiply,
+        _input: DevicePtr,
+        _weight: DevicePtr,
+        _out: DevicePtr,
+    ) -> Result<(), OpError> {
+        Ok(())
+    }
 
     /// Waits until all work is done; the errors of what ran come here at the latest.
     fn synchronize(&self, op: &'static str) -> Result<(), OpError>;

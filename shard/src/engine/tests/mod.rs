@@ -47,7 +47,7 @@ impl Hashing {
     fn new() -> Self {
         let shape = ModelShape {
             vocabulary: VOCABULARY,
-            kv: KvShape { layers: 1, key_width: 8, value_width: 8 },
+            kv: KvShape { layers: 1, key_width: 8, value_width: 8, element_bytes: 4 },
             positions_max: 256,
             dtype: DType::F32,
         };
