@@ -27,12 +27,14 @@ mod gemv;
 mod gpu;
 mod graph;
 mod linear;
+mod logprobs;
 mod lora;
 mod matrix;
 mod norm;
 mod params;
 mod pointwise;
 mod rope;
+mod sampling;
 mod units;
 
 pub use buffer::{Buffer, Slice, SliceMut};
@@ -44,6 +46,7 @@ pub use embedding::{add_embedding, embedding};
 pub use gpu::{Gpu, Products};
 pub use graph::Graph;
 pub use linear::{Product, linear, linear_per_head};
+pub use logprobs::row_logprobs;
 pub use lora::{LowRank, add_low_rank};
 pub use matrix::{Matrix, OwnedMatrix};
 pub use norm::{Norm, add_norm, norm, norm_in_place};
@@ -53,3 +56,4 @@ pub use pointwise::{
     soft_cap,
 };
 pub use rope::{RopeCacheWrite, RopeTable, rope_cache_write};
+pub use sampling::{ALTERNATIVES_MAX, LISTED_MAX, Sampled, SamplerState, SamplingRow};

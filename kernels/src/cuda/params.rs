@@ -1,7 +1,7 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{embedding, gemm, gemv, lora, norm, pointwise, rope};
+use super::{embedding, gemm, gemv, logprobs, lora, norm, pointwise, rope, sampling};
 use crate::OpError;
 
 /// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
@@ -87,6 +87,7 @@ pub fn layouts() -> Vec<Layout> {
         gemm::GemmParams::LAYOUT,
         gemv::GemvParams::LAYOUT,
         lora::LowRankParams::LAYOUT,
+        logprobs::LogprobsParams::LAYOUT,
         norm::NormParams::LAYOUT,
         pointwise::ConvertParams::LAYOUT,
         pointwise::CopyPartsParams::LAYOUT,
@@ -94,5 +95,9 @@ pub fn layouts() -> Vec<Layout> {
         pointwise::MapParams::LAYOUT,
         pointwise::RowsParams::LAYOUT,
         rope::RopeParams::LAYOUT,
+        sampling::AdmitParams::LAYOUT,
+        sampling::LogitsParams::LAYOUT,
+        sampling::RowParams::LAYOUT,
+        sampling::SampleParams::LAYOUT,
     ]
 }

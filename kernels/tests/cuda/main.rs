@@ -49,7 +49,7 @@ macro_rules! families {
     };
 }
 
-families!(norm, embedding, pointwise, rope, multiply, linear, gemm, graph, lora);
+families!(norm, embedding, pointwise, rope, multiply, linear, gemm, graph, lora, sampling, logprobs);
 
 #[test]
 fn every_family_is_tested() {

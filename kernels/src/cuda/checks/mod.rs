@@ -9,11 +9,13 @@
 mod embedding;
 mod graph;
 mod linear;
+mod logprobs;
 mod lora;
 mod multiply;
 mod norm;
 mod pointwise;
 mod rope;
+mod sampling;
 
 use std::fmt;
 use std::ops::Range;
@@ -38,6 +40,8 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("gemm", linear::check_own),
     ("graph", graph::check),
     ("lora", lora::check),
+    ("sampling", sampling::check),
+    ("logprobs", logprobs::check),
 ];
 
 /// The types that models compute in.
