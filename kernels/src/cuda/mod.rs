@@ -17,6 +17,7 @@
 pub mod checks;
 
 mod activation;
+mod attention;
 mod buffer;
 mod driver;
 mod element;
@@ -27,8 +28,10 @@ mod norm;
 mod params;
 mod pointwise;
 mod rope;
+mod sequences;
 mod units;
 
+pub use attention::{Attention, AttentionRules, AttentionScratch, Values, attention};
 pub use buffer::{Buffer, Slice, SliceMut};
 #[cfg(feature = "emulation")]
 pub use driver::emulated::{Schedule, counter, layouts as kernel_layouts};
@@ -44,3 +47,4 @@ pub use pointwise::{
     soft_cap,
 };
 pub use rope::{RopeCacheWrite, RopeTable, rope_cache_write};
+pub use sequences::Sequences;

@@ -46,7 +46,7 @@ macro_rules! families {
     };
 }
 
-families!(norm, embedding, pointwise, rope);
+families!(norm, embedding, pointwise, rope, attention);
 
 #[test]
 fn every_family_is_tested() {

@@ -6,6 +6,7 @@
 //!
 //! One file per family, as the operations have. To add a check: a case in its family's file.
 
+mod attention;
 mod embedding;
 mod norm;
 mod pointwise;
@@ -29,6 +30,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("embedding", embedding::check),
     ("pointwise", pointwise::check),
     ("rope", rope::check),
+    ("attention", attention::plain::check_plain),
 ];
 
 /// The types that models compute in.
