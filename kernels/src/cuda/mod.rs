@@ -18,6 +18,7 @@
 pub mod checks;
 
 mod activation;
+mod attention;
 mod buffer;
 mod driver;
 mod element;
@@ -35,8 +36,10 @@ mod params;
 mod pointwise;
 mod rope;
 mod sampling;
+mod sequences;
 mod units;
 
+pub use attention::{Attention, AttentionRules, AttentionScratch, Values, attention};
 pub use buffer::{Buffer, Slice, SliceMut};
 #[cfg(feature = "emulation")]
 pub use driver::emulated::{Schedule, counter, layouts as kernel_layouts};
@@ -57,3 +60,4 @@ pub use pointwise::{
 };
 pub use rope::{RopeCacheWrite, RopeTable, rope_cache_write};
 pub use sampling::{ALTERNATIVES_MAX, LISTED_MAX, Sampled, SamplerState, SamplingRow};
+pub use sequences::Sequences;

@@ -1,7 +1,7 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{embedding, gemm, gemv, logprobs, lora, norm, pointwise, rope, sampling};
+use super::{attention, embedding, gemm, gemv, logprobs, lora, norm, pointwise, rope, sampling};
 use crate::OpError;
 
 /// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
@@ -82,6 +82,7 @@ pub(super) use kernels;
 /// Every struct of parameters, by module.
 pub fn layouts() -> Vec<Layout> {
     vec![
+        attention::AttentionParams::LAYOUT,
         embedding::AddEmbeddingParams::LAYOUT,
         embedding::GatherParams::LAYOUT,
         gemm::GemmParams::LAYOUT,

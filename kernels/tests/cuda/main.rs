@@ -49,7 +49,9 @@ macro_rules! families {
     };
 }
 
-families!(norm, embedding, pointwise, rope, multiply, linear, gemm, graph, lora, sampling, logprobs);
+families!(
+    norm, embedding, pointwise, rope, multiply, linear, gemm, graph, lora, sampling, logprobs, attention
+);
 
 #[test]
 fn every_family_is_tested() {

@@ -6,6 +6,7 @@
 //!
 //! One file per family, as the operations have. To add a check: a case in its family's file.
 
+mod attention;
 mod embedding;
 mod graph;
 mod linear;
@@ -42,6 +43,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("lora", lora::check),
     ("sampling", sampling::check),
     ("logprobs", logprobs::check),
+    ("attention", attention::plain::check_plain),
 ];
 
 /// The types that models compute in.
