@@ -35,6 +35,7 @@ mod norm;
 mod params;
 mod pointwise;
 mod rope;
+mod routing;
 mod sampling;
 mod sequences;
 mod units;
@@ -59,5 +60,6 @@ pub use pointwise::{
     soft_cap,
 };
 pub use rope::{RopeCacheWrite, RopeTable, rope_cache_write};
+pub use routing::{Routes, Routing, route};
 pub use sampling::{ALTERNATIVES_MAX, LISTED_MAX, Sampled, SamplerState, SamplingRow};
 pub use sequences::Sequences;

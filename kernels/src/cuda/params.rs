@@ -1,7 +1,7 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{attention, embedding, gemm, gemv, logprobs, lora, norm, pointwise, rope, sampling};
+use super::{attention, embedding, gemm, gemv, logprobs, lora, norm, pointwise, rope, routing, sampling};
 use crate::OpError;
 
 /// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
@@ -100,5 +100,6 @@ pub fn layouts() -> Vec<Layout> {
         sampling::LogitsParams::LAYOUT,
         sampling::RowParams::LAYOUT,
         sampling::SampleParams::LAYOUT,
+        routing::RouteParams::LAYOUT,
     ]
 }

@@ -50,7 +50,8 @@ macro_rules! families {
 }
 
 families!(
-    norm, embedding, pointwise, rope, multiply, linear, gemm, graph, lora, sampling, logprobs, attention
+    norm, embedding, pointwise, rope, multiply, linear, gemm, graph, lora, sampling, logprobs, attention,
+    route
 );
 
 #[test]

@@ -16,6 +16,7 @@ mod multiply;
 mod norm;
 mod pointwise;
 mod rope;
+mod routing;
 mod sampling;
 
 use std::fmt;
@@ -44,6 +45,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("sampling", sampling::check),
     ("logprobs", logprobs::check),
     ("attention", attention::plain::check_plain),
+    ("route", routing::check),
 ];
 
 /// The types that models compute in.
