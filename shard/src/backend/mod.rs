@@ -4,7 +4,7 @@
 //! - `tensor.rs`, `matrix.rs`: tensors and weights on the device
 //! - `step.rs`: what a step says about its tokens; `moe.rs`: experts; `scratch.rs`: what operations keep between steps
 //! - `open.rs`: which device it is
-//! - `cpu.rs`: the operations on CPUs; `cuda.rs`: on NVIDIA GPUs (feature `cuda`)
+//! - `cpu.rs`: the operations on CPUs; `cuda/`: on NVIDIA GPUs (feature `cuda`)
 //!
 //! Operations are asynchronous where the device is: their errors are wrong arguments, found before anything runs, or a
 //! failure of the device ([`OpError::Device`]), which is final and may be older than the operation that reports it.

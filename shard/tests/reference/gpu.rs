@@ -14,7 +14,6 @@ use crate::steps::Runner;
 
 /// Every GPU there is, by name.
 fn gpus() -> Vec<(&'static str, Arc<Gpu>)> {
-    #[cfg_attr(not(feature = "cuda"), expect(unused_mut, reason = "only a driver adds to it"))]
     let mut gpus = Vec::new();
     #[cfg(feature = "cuda")]
     match Gpu::open(0) {

@@ -1,11 +1,16 @@
 //! The operations on NVIDIA GPUs: tensors become slices of the device's memory, and the kernels do the work.
 
+mod sampling;
+
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
 use kernels::cuda::{self, Buffer, Element, Gpu, HostElement, OwnedMatrix, Slice, SliceMut, Values};
 use kernels::{Activation, DType, Gating, OpError};
+
+pub(super) use sampling::DeviceSampling;
+pub(super) use sampling::{choose, row_logprobs, sampling_state};
 
 use super::tensor::{Storage, element_count, rows_of};
 use super::{
