@@ -257,6 +257,13 @@ impl Device {
         dispatch!(self, zeros(rows, width))
     }
 
+    /// A tensor of zeros for the stream that layers add to, `[rows, width]`: f32 on every device.
+    ///
+    /// Errors as [`zeros`](Self::zeros) does.
+    pub fn zeros_stream(&self, rows: usize, width: usize) -> Result<Tensor, OpError> {
+        dispatch!(self, zeros_f32(rows, width))
+    }
+
     /// A tensor of zeros in f32, for scores and logits, `[rows, width]`.
     ///
     /// Errors as [`zeros`](Self::zeros) does.
@@ -459,6 +466,16 @@ impl Device {
     /// `x += delta`.
     pub fn add(&self, x: &mut Tensor, delta: &Tensor) -> Result<(), OpError> {
         dispatch!(self, add(x, delta))
+    }
+
+    /// `stream = x`; what `x` holds afterwards is unspecified.
+    pub fn enter_stream(&self, x: &mut Tensor, stream: &mut Tensor) -> Result<(), OpError> {
+        dispatch!(self, enter_stream(x, stream))
+    }
+
+    /// The stream as the layers' type: itself where that is f32, else what is written to `x`.
+    pub fn from_stream<'a>(&self, stream: &'a Tensor, x: &'a mut Tensor) -> Result<&'a Tensor, OpError> {
+        dispatch!(self, from_stream(stream, x))
     }
 
     /// Keeps every element between `-limit` and `limit`.

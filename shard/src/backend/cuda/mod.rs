@@ -446,6 +446,26 @@ pub(super) fn add(device: &Cuda, x: &mut Tensor, delta: &Tensor) -> Result<(), O
     cuda::add(&device.gpu, x.device_mut(), delta.device())
 }
 
+pub(super) fn enter_stream(device: &Cuda, x: &mut Tensor, stream: &mut Tensor) -> Result<(), OpError> {
+    if device.dtype == DType::F32 {
+        std::mem::swap(x, stream);
+        return Ok(());
+    }
+    cuda::convert(&device.gpu, x.device(), stream.device_mut())
+}
+
+pub(super) fn from_stream<'a>(
+    device: &Cuda,
+    stream: &'a Tensor,
+    x: &'a mut Tensor,
+) -> Result<&'a Tensor, OpError> {
+    if device.dtype == DType::F32 {
+        return Ok(stream);
+    }
+    cuda::convert(&device.gpu, stream.device(), x.device_mut())?;
+    Ok(x)
+}
+
 pub(super) fn clamp(device: &Cuda, x: &mut Tensor, limit: f32) -> Result<(), OpError> {
     cuda::clamp(&device.gpu, x.device_mut(), limit)
 }
