@@ -107,10 +107,10 @@ fn modules(units: &[Unit]) -> String {
         .iter()
         .map(|unit| {
             let (name, path) = (sources::stem(&unit.source), unit.target.display().to_string());
-            format!("    ({name:?}, include_bytes!({path:?})),\n")
+            format!("    ({name:?}, &Aligned(*include_bytes!({path:?}))),\n")
         })
         .collect();
-    format!("pub(super) static MODULES: &[(&str, &[u8])] = &[\n{entries}];\n")
+    format!("static MODULES: &[(&str, &Aligned<[u8]>)] = &[\n{entries}];\n")
 }
 
 /// What the command prints, on either stream.

@@ -1,16 +1,33 @@
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::buffer::{Buffer, wrong_element};
+use super::driver::journal::Journaled;
 use super::driver::{Driver, Grid, Kernel, Memory, Multiply, Properties};
+use super::graph::Captures;
 use super::params::Params;
 use super::{Element, HostElement, Slice, SliceMut};
 use crate::OpError;
+
+/// Who computes products of more rows than a few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// The library of the driver, which is the fastest. How it sums may depend on the number of rows.
+    Library,
+    /// The kernels of this crate: the same bits for a token, however many others there are.
+    Own,
+}
 
 /// A device, with the one stream that everything on it runs on.
 #[derive(Debug)]
 pub struct Gpu {
     driver: Box<dyn Driver>,
+    /// Products that are new are tried out.
+    tunes: AtomicBool,
+    /// [`Products::Own`]
+    own_products: AtomicBool,
+    pub(super) captures: Mutex<Captures>,
 }
 
 impl Gpu {
@@ -19,14 +36,32 @@ impl Gpu {
     /// Errors when there is no driver, no such GPU, or none that the kernels were compiled for; the reason is one line.
     #[cfg(feature = "cuda")]
     pub fn open(ordinal: u32) -> Result<Arc<Self>, OpError> {
-        let driver = super::driver::nvidia::Nvidia::open(ordinal)?;
-        Ok(Arc::new(Self { driver: Box::new(driver) }))
+        Ok(Self::new(super::driver::nvidia::Nvidia::open(ordinal)?))
     }
 
     /// No GPU: kernels run on the CPU, thread by thread in the order that is asked for. For tests.
     #[cfg(feature = "emulation")]
     pub fn emulated(schedule: super::Schedule) -> Arc<Self> {
-        Arc::new(Self { driver: Box::new(super::driver::emulated::Emulated::new(schedule)) })
+        Self::new(super::driver::emulated::Emulated::new(schedule))
+    }
+
+    fn new(driver: impl Driver + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            driver: Box::new(Journaled::new(driver)),
+            tunes: AtomicBool::new(false),
+            own_products: AtomicBool::new(false),
+            captures: Mutex::default(),
+        })
+    }
+
+    /// Who computes products of many rows; at first the library.
+    pub fn products(&self) -> Products {
+        if self.own_products.load(Ordering::Relaxed) { Products::Own } else { Products::Library }
+    }
+
+    /// From now on they compute them.
+    pub fn set_products(&self, products: Products) {
+        self.own_products.store(products == Products::Own, Ordering::Relaxed);
     }
 
     /// What the device is.
@@ -57,7 +92,9 @@ impl Gpu {
 
     /// Waits until all work is done. What failed since the last time is an error here at the latest.
     pub fn synchronize(&self) -> Result<(), OpError> {
-        self.driver.synchronize("synchronize")
+        const OP: &str = "synchronize";
+        self.outside_capture(OP)?;
+        self.driver.synchronize(OP)
     }
 
     pub(super) fn driver(&self) -> &dyn Driver {
@@ -85,9 +122,27 @@ impl Gpu {
         element.pick(kernels).ok_or_else(|| wrong_element(op, element))
     }
 
+    /// Runs `run`, which may be a step of a model. Dense products that have not run before are then tried out with every
+    /// algorithm that there is for their shape, each with the matrices at hand, and go on with the fastest. It takes
+    /// milliseconds per shape, and waits for all work.
+    ///
+    /// Which is the fastest may turn out differently on another rank: what has to be the same on all of them, bit for bit,
+    /// must have run before, untuned.
+    pub fn tuned<R>(&self, run: impl FnOnce() -> R) -> R {
+        struct Tuning<'a>(&'a AtomicBool);
+        impl Drop for Tuning<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Relaxed);
+            }
+        }
+        self.tunes.store(true, Ordering::Relaxed);
+        let _until_then = Tuning(&self.tunes);
+        run()
+    }
+
     /// Runs a dense product: see [`Multiply`].
     ///
-    /// Errors when a matrix does not lie within its slice.
+    /// Errors when a matrix does not lie within its slice, is of another type than said, or has no columns to sum over.
     pub fn multiply(
         &self,
         op: &'static str,
@@ -100,31 +155,121 @@ impl Gpu {
         if rows == 0 || outputs == 0 || batch == 0 {
             return Ok(());
         }
+        let floats = [Element::F32, Element::F16, Element::BF16];
+        if !floats.contains(&product.element) {
+            return Err(wrong_element(op, product.element));
+        }
+        if ![product.element, Element::F32].contains(&product.out_element) {
+            return Err(wrong_element(op, product.out_element));
+        }
+        if inputs == 0 {
+            return Err(OpError::unsupported(op, "a product over no columns"));
+        }
         let parts = [
-            ("input", input.element(), product.element, input.len(), rows, inputs, product.input_stride),
-            (
-                "weight",
-                weight.element(),
-                product.element,
-                weight.len(),
-                outputs,
-                inputs,
-                product.weight_stride,
-            ),
-            ("out", out.element(), product.out_element, out.len(), rows, outputs, product.out_stride),
+            ("input", input.element(), product.element, input.len()),
+            ("weight", weight.element(), product.element, weight.len()),
+            ("out", out.element(), product.out_element, out.len()),
         ];
-        for ((what, found, element, len, rows, cols, stride), between) in
-            parts.into_iter().zip(product.batch_strides)
-        {
+        for ((what, found, element, len), extent) in parts.into_iter().zip(product.extents()) {
             if found != element {
                 return Err(wrong_element(op, found));
             }
-            let end = (batch - 1) * between + (rows - 1) * stride + cols;
-            if stride < cols || end > len {
-                return Err(OpError::Length { op, what, expected: end, found: len });
+            if extent.is_none_or(|extent| extent > len) {
+                let expected = extent.unwrap_or(usize::MAX);
+                return Err(OpError::Length { op, what, expected, found: len });
             }
         }
         // SAFETY: every matrix was found to lie within its slice.
-        unsafe { self.driver.multiply(op, product, input.ptr, weight.ptr, out.ptr) }
+        unsafe {
+            if self.tunes.load(Ordering::Relaxed) && !self.is_capturing() {
+                self.driver.tune(op, product, input.ptr, weight.ptr, out.ptr)?;
+            }
+            self.driver.multiply(op, product, input.ptr, weight.ptr, out.ptr)
+        }
+    }
+}
+
+#[cfg(all(test, feature = "emulation"))]
+mod tests {
+    use super::*;
+    use crate::NormKind;
+    use crate::cuda::driver::DevicePtr;
+    use crate::cuda::norm::{Norm, NormParams, norm};
+
+    const KERNEL: Kernel = Kernel { module: "norm", name: "norm_f32" };
+    const WIDTH: usize = 24;
+    const NOTHING: NormParams = NormParams {
+        x: DevicePtr::NULL,
+        residual: DevicePtr::NULL,
+        out: DevicePtr::NULL,
+        weight: DevicePtr::NULL,
+        bias: DevicePtr::NULL,
+        width: 0,
+        period: 1,
+        eps: 0.0,
+        centered: 0,
+    };
+
+    fn good(gpu: &Gpu, x: &Buffer, out: &mut Buffer) -> Result<(), OpError> {
+        let plain = Norm { kind: NormKind::Rms, width: WIDTH, weight: None, bias: None, eps: 0.0 };
+        norm(gpu, x.all(), plain, out.all_mut())
+    }
+
+    /// A kernel that reads what is nobody's memory.
+    fn faulty(gpu: &Gpu, out: &Buffer) -> Result<(), OpError> {
+        let nobodys = DevicePtr(out.all().ptr.0 + (1 << 20));
+        let params = NormParams { x: nobodys, out: out.all().ptr, width: WIDTH as u32, ..NOTHING };
+        // SAFETY: none: it is what the emulator is to find.
+        unsafe { gpu.launch("norm", KERNEL, Grid::linear(3, 32), &params) }
+    }
+
+    #[test]
+    fn a_failure_names_what_was_under_way_and_is_the_answer_to_everything_after_it() {
+        let gpu = Gpu::emulated(crate::cuda::Schedule::Forward);
+        let x = gpu.upload(&[1f32; WIDTH]).expect("memory");
+        let mut out = gpu.buffer(Element::F32, WIDTH).expect("memory");
+        good(&gpu, &x, &mut out).expect("a norm");
+        let graph = gpu.capture(|| good(&gpu, &x, &mut out)).expect("a graph");
+        gpu.synchronize().expect("all is well");
+        for _ in 0..10 {
+            good(&gpu, &x, &mut out).expect("a norm");
+        }
+        graph.replay().expect("a replay");
+        let first = faulty(&gpu, &out).expect_err("a fault");
+        let text = first.to_string();
+        assert!(matches!(first, OpError::Device { .. }), "{first:?}");
+        assert!(text.starts_with("norm: kernel norm_f32, block (0,0,0), thread (0,0,0): "), "{text}");
+        assert!(text.contains("under way: …, norm (norm_f32, 1 x 1 x 1 blocks), norm ("), "{text}");
+        assert!(text.contains("), replay (graph of 1), norm (norm_f32, 3 x 1 x 1 blocks); "), "{text}");
+        assert!(text.ends_with("; 12 operations since the last synchronisation"), "{text}");
+
+        let later = [
+            gpu.synchronize(),
+            good(&gpu, &x, &mut out),
+            gpu.buffer(Element::F32, 1).map(drop),
+            out.write(0, &[1f32]),
+            out.read::<f32>().map(drop),
+            out.fill(0),
+            graph.replay(),
+            gpu.capture(|| Ok(())).map(drop),
+            gpu.memory().map(drop),
+        ];
+        for result in later {
+            assert_eq!(result.expect_err("a failed device"), first);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_launched_leaves_the_device_usable() {
+        let gpu = Gpu::emulated(crate::cuda::Schedule::Forward);
+        let x = gpu.upload(&[1f32; WIDTH]).expect("memory");
+        let mut out = gpu.buffer(Element::F32, WIDTH).expect("memory");
+        let missing = Kernel { module: "norm", name: "norm_f1" };
+        // SAFETY: there is no such kernel.
+        let error =
+            unsafe { gpu.launch("norm", missing, Grid::linear(1, 32), &NOTHING) }.expect_err("no kernel");
+        assert!(matches!(error, OpError::Driver { .. }), "{error:?}");
+        good(&gpu, &x, &mut out).expect("a norm");
+        assert_eq!(out.read::<f32>().expect("read"), [1.0; WIDTH]);
     }
 }

@@ -1,7 +1,7 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{embedding, norm, pointwise, rope};
+use super::{attention, embedding, gemm, gemv, logprobs, lora, norm, pointwise, rope, routing, sampling};
 use crate::OpError;
 
 /// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
@@ -82,8 +82,13 @@ pub(super) use kernels;
 /// Every struct of parameters, by module.
 pub fn layouts() -> Vec<Layout> {
     vec![
+        attention::AttentionParams::LAYOUT,
         embedding::AddEmbeddingParams::LAYOUT,
         embedding::GatherParams::LAYOUT,
+        gemm::GemmParams::LAYOUT,
+        gemv::GemvParams::LAYOUT,
+        lora::LowRankParams::LAYOUT,
+        logprobs::LogprobsParams::LAYOUT,
         norm::NormParams::LAYOUT,
         pointwise::ConvertParams::LAYOUT,
         pointwise::CopyPartsParams::LAYOUT,
@@ -91,5 +96,10 @@ pub fn layouts() -> Vec<Layout> {
         pointwise::MapParams::LAYOUT,
         pointwise::RowsParams::LAYOUT,
         rope::RopeParams::LAYOUT,
+        sampling::AdmitParams::LAYOUT,
+        sampling::LogitsParams::LAYOUT,
+        sampling::RowParams::LAYOUT,
+        sampling::SampleParams::LAYOUT,
+        routing::RouteParams::LAYOUT,
     ]
 }

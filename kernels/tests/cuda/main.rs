@@ -2,6 +2,9 @@
 //! compute.
 #![cfg(feature = "emulation")]
 
+use std::collections::BTreeSet;
+mod captures;
+
 use kernels::cuda::checks::{self, Finding};
 use kernels::cuda::{Gpu, Schedule, kernel_layouts, layouts};
 
@@ -46,12 +49,15 @@ macro_rules! families {
     };
 }
 
-families!(norm, embedding, pointwise, rope);
+families!(
+    norm, embedding, pointwise, rope, multiply, linear, gemm, graph, lora, sampling, logprobs, attention,
+    route
+);
 
 #[test]
 fn every_family_is_tested() {
-    let all: Vec<&str> = checks::FAMILIES.iter().map(|(name, _)| *name).collect();
-    assert_eq!(NAMES, all);
+    let all: BTreeSet<&str> = checks::FAMILIES.iter().map(|(name, _)| *name).collect();
+    assert_eq!(NAMES.iter().copied().collect::<BTreeSet<_>>(), all);
 }
 
 #[test]

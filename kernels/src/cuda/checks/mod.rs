@@ -6,10 +6,18 @@
 //!
 //! One file per family, as the operations have. To add a check: a case in its family's file.
 
+mod attention;
 mod embedding;
+mod graph;
+mod linear;
+mod logprobs;
+mod lora;
+mod multiply;
 mod norm;
 mod pointwise;
 mod rope;
+mod routing;
+mod sampling;
 
 use std::fmt;
 use std::ops::Range;
@@ -29,6 +37,15 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("embedding", embedding::check),
     ("pointwise", pointwise::check),
     ("rope", rope::check),
+    ("multiply", multiply::check),
+    ("linear", linear::check),
+    ("gemm", linear::check_own),
+    ("graph", graph::check),
+    ("lora", lora::check),
+    ("sampling", sampling::check),
+    ("logprobs", logprobs::check),
+    ("attention", attention::plain::check_plain),
+    ("route", routing::check),
 ];
 
 /// The types that models compute in.

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "emulation")]
 pub(super) mod emulated;
+pub(super) mod journal;
 #[cfg(feature = "cuda")]
 pub(super) mod nvidia;
 
@@ -19,6 +20,15 @@ pub(super) struct DevicePtr(pub(super) u64);
 
 impl DevicePtr {
     pub(super) const NULL: Self = Self(0);
+}
+
+/// Work that a driver has recorded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Recorded {
+    /// The driver's name for it.
+    pub(super) handle: u64,
+    /// Launches, products, copies and fills.
+    pub(super) operations: usize,
 }
 
 /// What a device is.
@@ -69,6 +79,9 @@ pub struct Grid {
 }
 
 impl Grid {
+    /// Most blocks along y, and along z.
+    pub const ACROSS_MAX: u32 = 65535;
+
     /// Blocks along x alone, without dynamic shared memory.
     pub fn linear(blocks: u32, threads: u32) -> Self {
         Self { blocks: [blocks, 1, 1], threads, shared_bytes: 0 }
@@ -105,7 +118,7 @@ impl Grid {
 
 /// A dense product `out = input * weight^T + add * out`, for each of `batch` at even distances. All matrices are row-major;
 /// strides count elements, from a row to the next. Sums are f32.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Multiply {
     /// Rows of `input` and `out`.
     pub rows: usize,
@@ -129,6 +142,23 @@ pub struct Multiply {
     pub batch: usize,
     /// From one to the next, in `input`, `weight` and `out`.
     pub batch_strides: [usize; 3],
+}
+
+impl Multiply {
+    /// Elements from the first to the last, of input, weight and output. None for what overlaps itself, or cannot be counted.
+    pub(super) fn extents(&self) -> [Option<usize>; 3] {
+        let Self { rows, outputs, inputs, batch, batch_strides, .. } = *self;
+        let extent = |rows: usize, cols: usize, stride: usize, between: usize| {
+            let start = (batch.checked_sub(1)?.checked_mul(between)?)
+                .checked_add(rows.checked_sub(1)?.checked_mul(stride)?)?;
+            start.checked_add(cols).filter(|_| stride >= cols)
+        };
+        [
+            extent(rows, inputs, self.input_stride, batch_strides[0]),
+            extent(outputs, inputs, self.weight_stride, batch_strides[1]),
+            extent(rows, outputs, self.out_stride, batch_strides[2]),
+        ]
+    }
 }
 
 /// A device, driven from one thread at a time, with one stream of work that runs in order.
@@ -200,6 +230,45 @@ pub(super) trait Driver: Send + Sync + Debug {
         weight: DevicePtr,
         out: DevicePtr,
     ) -> Result<(), OpError>;
+
+    /// Finds out how to run products like this one fastest, by trying. `out` stays as it is. Waits for all work.
+    ///
+    /// Products that have run before go on as they did.
+    ///
+    /// # Safety
+    /// As for [`multiply`](Self::multiply).
+    unsafe fn tune(
+        &self,
+        _op: &'static str,
+        _product: &Multiply,
+        _input: DevicePtr,
+        _weight: DevicePtr,
+        _out: DevicePtr,
+    ) -> Result<(), OpError> {
+        Ok(())
+    }
+
+    /// From here on, what this thread starts is recorded and not done: launches, products, copies within the device and
+    /// fills. Nothing else may be asked for until one of the next two ends it.
+    fn begin_capture(&self) -> Result<(), OpError>;
+
+    /// What has been recorded, for [`replay`](Self::replay). An error ends the capture as well.
+    fn end_capture(&self) -> Result<Recorded, OpError>;
+
+    /// Forgets what has been recorded.
+    fn abandon_capture(&self);
+
+    /// Does what was recorded.
+    ///
+    /// # Safety
+    /// It has not been forgotten, and the memory that it uses is still allocated.
+    unsafe fn replay(&self, recorded: Recorded) -> Result<(), OpError>;
+
+    /// It will not be replayed any more.
+    ///
+    /// # Safety
+    /// It has not been forgotten before.
+    unsafe fn forget(&self, recorded: Recorded);
 
     /// Waits until all work is done; the errors of what ran come here at the latest.
     fn synchronize(&self, op: &'static str) -> Result<(), OpError>;

@@ -1,26 +1,33 @@
 //! A GPU, through the CUDA driver. Nothing is linked: without a driver there is an error that says so.
 
-use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_void};
-use std::sync::Mutex;
+//!
+//! - this file: the device, its memory, launches
+//! - `modules.rs`: the kernels' code
+//! - `lt.rs`: dense products, by cuBLASLt
+//! - `graph.rs`: work that is recorded and replayed
+//! - `event.rs`: marks in a stream, to wait for and to measure with
 
-use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule, CUresult,
-    CUstream,
-};
+mod event;
+mod graph;
+mod lt;
+mod modules;
 
-use super::{DevicePtr, Driver, Grid, Kernel, Memory, Multiply, Properties};
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::{Mutex, MutexGuard};
+
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUresult, CUstream};
+
+use self::event::Stopwatch;
+use self::graph::Unrestricted;
+use self::lt::{CublasLt, Operands};
+use self::modules::Modules;
+use super::{DevicePtr, Driver, Grid, Kernel, Memory, Multiply, Properties, Recorded};
 use crate::OpError;
 
-include!(concat!(env!("OUT_DIR"), "/modules.rs"));
-
-/// What the kernels in this binary were compiled for.
-const ARCHITECTURES: &str = env!("KERNEL_ARCHITECTURES");
-
-/// Bytes of dynamic shared memory that a kernel may use without being asked.
-const SHARED_BYTES_DEFAULT: u32 = 48 << 10;
-
 const OPEN: &str = "open GPU";
+
+/// Allocations begin at multiples of this.
+const ALIGNMENT: usize = 256;
 
 /// A GPU with its context, and the one stream that this process uses of it.
 #[derive(Debug)]
@@ -28,8 +35,12 @@ pub(in crate::cuda) struct Nvidia {
     context: CUcontext,
     stream: CUstream,
     properties: Properties,
-    /// Loaded when they are first used. Locked by the one thread that launches, so nobody waits.
-    loaded: Mutex<Loaded>,
+    /// Second-level cache.
+    cache_bytes: usize,
+    // Both are locked by the one thread that launches, so nobody waits.
+    modules: Mutex<Modules>,
+    /// Opened by the first product.
+    products: Mutex<Option<CublasLt>>,
 }
 
 // SAFETY: the driver's handles may be used from any thread; each call below makes the context current first.
@@ -37,24 +48,11 @@ unsafe impl Send for Nvidia {}
 // SAFETY: the same; what is mutable is behind a lock.
 unsafe impl Sync for Nvidia {}
 
-#[derive(Debug, Default)]
-struct Loaded {
-    modules: HashMap<&'static str, CUmodule>,
-    functions: HashMap<Kernel, Function>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Function {
-    handle: CUfunction,
-    /// Dynamic shared memory that it may use.
-    shared_bytes: u32,
-}
-
 impl Nvidia {
     pub(in crate::cuda) fn open(ordinal: u32) -> Result<Self, OpError> {
         // SAFETY: it only tries to load the library.
         if !unsafe { sys::is_culib_present() } {
-            return Err(OpError::device(OPEN, "there is no CUDA driver on this machine (libcuda.so.1)"));
+            return Err(OpError::driver(OPEN, "there is no CUDA driver on this machine (libcuda.so.1)"));
         }
         // SAFETY: the first call into the driver.
         check(OPEN, unsafe { sys::cuInit(0) })?;
@@ -69,7 +67,9 @@ impl Nvidia {
         const NON_BLOCKING: u32 = 1;
         // SAFETY: the context is current.
         check(OPEN, unsafe { sys::cuStreamCreate(&mut stream, NON_BLOCKING) })?;
-        Ok(Self { context, stream, properties, loaded: Mutex::default() })
+        let cache_bytes = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize;
+        let (modules, products) = (Mutex::default(), Mutex::default());
+        Ok(Self { context, stream, properties, cache_bytes, modules, products })
     }
 
     /// Makes the context current in this thread, which costs nothing where it is already.
@@ -85,62 +85,54 @@ impl Nvidia {
         shared_bytes: u32,
         size: usize,
     ) -> Result<CUfunction, OpError> {
-        let mut loaded = self.loaded.lock().expect("no thread panics while it holds the lock");
-        let mut function = match loaded.functions.get(&kernel) {
-            Some(function) => *function,
-            None => {
-                let module = match loaded.modules.get(kernel.module) {
-                    Some(module) => *module,
-                    None => self.module(op, kernel.module)?,
-                };
-                loaded.modules.insert(kernel.module, module);
-                find(op, module, kernel, size)?
-            }
-        };
-        if shared_bytes > function.shared_bytes {
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: a function of a loaded module.
-            check(op, unsafe { sys::cuFuncSetAttribute(function.handle, attribute, shared_bytes as i32) })?;
-            function.shared_bytes = shared_bytes;
+        let mut modules = self.modules.lock().expect(LOCKED);
+        if let Some(function) = modules.loaded(kernel, shared_bytes) {
+            return Ok(function);
         }
-        loaded.functions.insert(kernel, function);
-        Ok(function.handle)
+        let _loading = Unrestricted::enter(op)?;
+        modules.load(op, kernel, shared_bytes, size, &self.properties)
     }
 
-    fn module(&self, op: &'static str, name: &str) -> Result<CUmodule, OpError> {
-        let bytes = MODULES.iter().find(|(module, _)| *module == name).map(|(_, bytes)| *bytes);
-        let bytes = bytes.ok_or_else(|| OpError::device(op, format!("there is no kernel file `{name}`")))?;
-        let mut module = std::ptr::null_mut();
-        // SAFETY: a whole fatbin, which says itself how long it is.
-        let result = unsafe { sys::cuModuleLoadData(&mut module, bytes.as_ptr().cast()) };
-        if result == CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU {
-            let (major, minor) = self.properties.capability;
-            let reason = format!(
-                "{} has compute capability {major}.{minor}; the kernels were compiled for {ARCHITECTURES}",
-                self.properties.name
-            );
-            return Err(OpError::device(op, reason));
+    /// A library says that it could not do something, not that the device has failed before: then that is the error.
+    fn blame(&self, error: OpError) -> OpError {
+        match self.memory() {
+            Err(failure @ OpError::Device { .. }) => failure,
+            _ => error,
         }
-        check(op, result)?;
-        Ok(module)
+    }
+
+    /// What runs products; it is there when this answers.
+    fn products(&self, op: &'static str) -> Result<MutexGuard<'_, Option<CublasLt>>, OpError> {
+        let mut products = self.products.lock().expect(LOCKED);
+        if products.is_none() {
+            let workspace = Spare::allocate(self, lt::WORKSPACE_BYTES)?;
+            *products = Some(CublasLt::open(op, workspace.ptr, self.stream.cast())?);
+            // From here on it is the library's, as long as the process lives.
+            std::mem::forget(workspace);
+        }
+        Ok(products)
     }
 }
 
-/// The function of a kernel, whose one parameter must have `size` bytes.
-fn find(op: &'static str, module: CUmodule, kernel: Kernel, size: usize) -> Result<Function, OpError> {
-    let name = CString::new(kernel.name).expect("names have no zero byte");
-    let mut handle = std::ptr::null_mut();
-    // SAFETY: a loaded module and a zero-terminated name.
-    check(op, unsafe { sys::cuModuleGetFunction(&mut handle, module, name.as_ptr()) })
-        .map_err(|error| OpError::device(op, format!("kernel {}: {error}", kernel.name)))?;
-    let (mut offset, mut found) = (0, 0);
-    // SAFETY: a function of a loaded module.
-    check(op, unsafe { sys::cuFuncGetParamInfo(handle, 0, &mut offset, &mut found) })?;
-    if found != size {
-        let reason = format!("kernel {} takes {found} bytes of parameters, not {size}", kernel.name);
-        return Err(OpError::device(op, reason));
+const LOCKED: &str = "no thread panics while it holds the lock";
+
+/// Memory for a while.
+struct Spare<'a> {
+    driver: &'a Nvidia,
+    ptr: DevicePtr,
+}
+
+impl<'a> Spare<'a> {
+    fn allocate(driver: &'a Nvidia, bytes: usize) -> Result<Self, OpError> {
+        Ok(Self { driver, ptr: driver.allocate(bytes)? })
     }
-    Ok(Function { handle, shared_bytes: SHARED_BYTES_DEFAULT })
+}
+
+impl Drop for Spare<'_> {
+    fn drop(&mut self) {
+        // SAFETY: from `allocate`; freeing waits for what uses it.
+        unsafe { self.driver.free(self.ptr) }
+    }
 }
 
 fn device(ordinal: u32) -> Result<CUdevice, OpError> {
@@ -148,7 +140,7 @@ fn device(ordinal: u32) -> Result<CUdevice, OpError> {
     // SAFETY: the driver is initialised.
     check(OPEN, unsafe { sys::cuDeviceGetCount(&mut count) })?;
     if ordinal as i64 >= i64::from(count) {
-        return Err(OpError::device(OPEN, format!("there are {count} GPUs, none has number {ordinal}")));
+        return Err(OpError::driver(OPEN, format!("there are {count} GPUs, none has number {ordinal}")));
     }
     let mut device = 0;
     // SAFETY: there is a device of this number.
@@ -156,14 +148,16 @@ fn device(ordinal: u32) -> Result<CUdevice, OpError> {
     Ok(device)
 }
 
+fn attribute(device: CUdevice, attribute: CUdevice_attribute) -> Result<u32, OpError> {
+    let mut value = 0;
+    // SAFETY: the device exists.
+    check(OPEN, unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) })?;
+    Ok(value as u32)
+}
+
 fn properties(device: CUdevice) -> Result<Properties, OpError> {
     use CUdevice_attribute as A;
-    let attribute = |attribute| -> Result<u32, OpError> {
-        let mut value = 0;
-        // SAFETY: the device exists.
-        check(OPEN, unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) })?;
-        Ok(value as u32)
-    };
+    let attribute = |which| attribute(device, which);
     let mut name = [0 as c_char; 128];
     // SAFETY: as many bytes as are said, and the last stays zero.
     check(OPEN, unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32 - 1, device) })?;
@@ -197,7 +191,34 @@ fn check(op: &'static str, result: CUresult) -> Result<(), OpError> {
     };
     let name = text(sys::cuGetErrorName).unwrap_or_else(|| format!("error {}", result as u32));
     let words = text(sys::cuGetErrorString).unwrap_or_default();
-    Err(OpError::device(op, format!("{name}: {words}")))
+    let reason = format!("{name}: {words}");
+    Err(if is_final(result) { OpError::device(op, reason) } else { OpError::driver(op, reason) })
+}
+
+/// Whether everything from now on will fail. All but the first few are found some time after what caused them.
+fn is_final(result: CUresult) -> bool {
+    use CUresult::*;
+    matches!(
+        result,
+        CUDA_ERROR_DEINITIALIZED
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_MPS_CLIENT_TERMINATED
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_CONTAINED
+            | CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_TENSOR_MEMORY_LEAK
+            | CUDA_ERROR_EXTERNAL_DEVICE
+            | CUDA_ERROR_UNKNOWN
+    )
 }
 
 impl Driver for Nvidia {
@@ -299,12 +320,86 @@ impl Driver for Nvidia {
     unsafe fn multiply(
         &self,
         op: &'static str,
-        _product: &Multiply,
-        _input: DevicePtr,
-        _weight: DevicePtr,
-        _out: DevicePtr,
+        product: &Multiply,
+        input: DevicePtr,
+        weight: DevicePtr,
+        out: DevicePtr,
     ) -> Result<(), OpError> {
-        Err(OpError::device(op, "cuBLASLt is not bound yet"))
+        self.enter(op)?;
+        // The library may be opened here, and loads kernels of its own.
+        let _loading = Unrestricted::enter(op)?;
+        let mut products = self.products(op)?;
+        let products = products.as_mut().expect("`products` has opened it");
+        // SAFETY: the matrices are as the caller says.
+        unsafe { products.multiply(op, product, Operands { input, weight, out, to: out }) }
+            .map_err(|error| self.blame(error))
+    }
+
+    unsafe fn tune(
+        &self,
+        op: &'static str,
+        product: &Multiply,
+        input: DevicePtr,
+        weight: DevicePtr,
+        out: DevicePtr,
+    ) -> Result<(), OpError> {
+        self.enter(op)?;
+        let mut products = self.products(op)?;
+        let products = products.as_mut().expect("`products` has opened it");
+        if products.has_plan(product, Operands { input, weight, out, to: out }) {
+            return Ok(());
+        }
+        // Between two runs all of it is written, so that each finds its weight where a step would: not in the cache.
+        let [_, _, out_elements] = product.extents();
+        let out_bytes = out_elements.expect("the output lies in memory") * product.out_element.size();
+        let bytes = usize::max(ALIGNMENT + out_bytes, 2 * self.cache_bytes);
+        let spare = match Spare::allocate(self, bytes) {
+            Ok(spare) => spare,
+            // Without room to try, the library's first proposal will do.
+            Err(OpError::Memory { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let to = DevicePtr(spare.ptr.0 + out.0 % ALIGNMENT as u64);
+        let stopwatch = Stopwatch::new(op, self.stream)?;
+        // SAFETY: the spare memory has as many bytes.
+        let flush = || unsafe { self.fill(spare.ptr, 0, bytes) };
+        // SAFETY: the matrices are as the caller says; behind `to` there is room for the output.
+        unsafe {
+            products
+                .tune(op, product, Operands { input, weight, out, to }, |run| stopwatch.time(op, flush, run))
+        }
+    }
+
+    fn begin_capture(&self) -> Result<(), OpError> {
+        const OP: &str = "capture";
+        self.enter(OP)?;
+        graph::begin(OP, self.stream)
+    }
+
+    fn end_capture(&self) -> Result<Recorded, OpError> {
+        const OP: &str = "capture";
+        self.enter(OP)?;
+        graph::end(OP, self.stream)
+    }
+
+    fn abandon_capture(&self) {
+        if self.enter("capture").is_ok() {
+            graph::abandon(self.stream);
+        }
+    }
+
+    unsafe fn replay(&self, recorded: Recorded) -> Result<(), OpError> {
+        const OP: &str = "replay";
+        self.enter(OP)?;
+        // SAFETY: it has not been forgotten, as the caller vouches.
+        unsafe { graph::launch(OP, recorded, self.stream) }
+    }
+
+    unsafe fn forget(&self, recorded: Recorded) {
+        if self.enter("forget").is_ok() {
+            // SAFETY: it has not been forgotten, as the caller vouches.
+            unsafe { graph::destroy(recorded) }
+        }
     }
 
     fn synchronize(&self, op: &'static str) -> Result<(), OpError> {
