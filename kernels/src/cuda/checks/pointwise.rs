@@ -189,16 +189,16 @@ fn conversions(c: &mut Checker, element: Element, len: usize, before: usize) -> 
 
 fn rows_of(c: &mut Checker, element: Element, rows: usize, width: usize) -> Result<(), OpError> {
     let gpu = c.gpu();
-    for before in [0, 1] {
+    for (before, bias_before) in [(0, 0), (1, 0), (0, 1)] {
         let (values, len) = (numbers(c, rows * width), rows * width);
-        let bias = c.floats(Element::F32, before + width)?;
+        let bias = c.floats(Element::F32, bias_before + width)?;
         let mut x = c.placed(element, before, &values, 1)?;
         cuda::add_bias(
             &gpu,
             x.buffer.slice_mut(before..before + len),
-            bias.buffer.slice(before..before + width),
+            bias.buffer.slice(bias_before..bias_before + width),
         )?;
-        let column = |i: usize| f64::from(bias.host[before + i % width]);
+        let column = |i: usize| f64::from(bias.host[bias_before + i % width]);
         let added: Vec<f64> = x.host.iter().enumerate().map(|(i, &x)| f64::from(x) + column(i)).collect();
         let case = format!("add_bias, {element:?}, {rows} rows of {width} behind {before}");
         c.close_within(case, &x.buffer, before..before + len, &added, computed(element, 1.0))?;
