@@ -382,7 +382,7 @@ struct Multiprocessor {
         Cell* cell = own.find(address);
         return cell ? cell : loaded.find(address);
     }
-    void check(uintptr_t address, size_t bytes, emu::Access kind, void* code);
+    bool check(uintptr_t address, size_t bytes, emu::Access kind, void* code);
     void check_shared(Cell* cell, uintptr_t address, size_t bytes, emu::Access kind, uint32_t code);
     void check_heap(uintptr_t address, size_t bytes, emu::Access kind, uint32_t code);
     [[noreturn]] void misaligned(uintptr_t address, size_t bytes, void* code);
@@ -642,8 +642,8 @@ void Multiprocessor::join_lanes(unsigned first, unsigned mask) {
     }
 }
 
-void Multiprocessor::check(uintptr_t address, size_t bytes, emu::Access kind, void* code_address) {
-    if (bytes == 0) return;
+bool Multiprocessor::check(uintptr_t address, size_t bytes, emu::Access kind, void* code_address) {
+    if (bytes == 0) return false;
     const uint32_t code = uint32_t(uintptr_t(code_address) - module.code);
     if (Cell* cell = find_cell(address)) {
         ++accesses;
@@ -652,9 +652,10 @@ void Multiprocessor::check(uintptr_t address, size_t bytes, emu::Access kind, vo
         ++accesses;
         check_heap(address, bytes, kind, code);
     } else {
-        return;  // a stack, constant data, or the host's memory
+        return false;  // a stack, constant data, or the host's memory
     }
     if (order == EMU_RANDOM && ready_count && random() % 32 == 0) yield();
+    return true;
 }
 
 void Multiprocessor::misaligned(uintptr_t address, size_t bytes, void* code) {
@@ -1076,13 +1077,14 @@ void multiply(Element element, void* d, const uint32_t* a, const uint32_t* b, co
 
 // ---------------------------------------------------------------------------------------------- instrumentation
 // What -fsanitize=thread makes the compiler call. We do not link its library; these are all it needs. The compiler says
-// itself where an access may be unaligned; any other has to be at a multiple of its size, which x86 would often forgive.
+// itself where an access may be unaligned; any other has to be at a multiple of its size, which x86 would often forgive. What
+// lies on a stack is as the compiler laid it out, and in registers on a GPU.
 #define EMU_CHECKED(name, bytes, alignment, kind)                                                    \
     extern "C" void __tsan_##name(void* pointer) {                                                   \
         if (!running) return;                                                                        \
         const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);                              \
-        machine->check(address, bytes, emu::Access::kind, __builtin_return_address(0));              \
-        if (address % alignment) machine->misaligned(address, bytes, __builtin_return_address(0));   \
+        const bool watched = machine->check(address, bytes, emu::Access::kind, __builtin_return_address(0)); \
+        if (watched && address % alignment) machine->misaligned(address, bytes, __builtin_return_address(0)); \
     }
 #define EMU_CHECKED_SIZES(name, kind)                                                                \
     EMU_CHECKED(name##1, 1, 1, kind) EMU_CHECKED(name##2, 2, 2, kind) EMU_CHECKED(name##4, 4, 4, kind) \
