@@ -7,6 +7,7 @@
 //!
 //! An argument chooses the families whose names contain it.
 
+mod attention;
 mod child;
 mod embedding;
 mod library;
@@ -36,7 +37,7 @@ pub(crate) struct Mutation {
 }
 
 const TABLES: &[&[Mutation]] =
-    &[norm::MUTATIONS, embedding::MUTATIONS, pointwise::MUTATIONS, rope::MUTATIONS];
+    &[norm::MUTATIONS, embedding::MUTATIONS, pointwise::MUTATIONS, rope::MUTATIONS, attention::MUTATIONS];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
