@@ -2,6 +2,7 @@
 //!
 //! - [`Gpu`]: a device and the one stream that everything runs on, in order
 //! - [`Buffer`], [`Slice`], [`SliceMut`]: its memory
+//! - [`Uploader`], [`Download`]: copies that are under way while the process goes on
 //! - [`Graph`]: work that is recorded once and replayed
 //! - `driver/`: what a device has to be able to do; the CUDA driver does it, and for tests the emulator on a CPU
 //! - `checks/`: what a device has to get right
@@ -25,6 +26,7 @@ mod graph;
 mod matrix;
 mod norm;
 mod params;
+mod transfer;
 
 pub use buffer::{Buffer, Slice, SliceMut};
 #[cfg(feature = "emulation")]
@@ -36,3 +38,4 @@ pub use graph::Graph;
 pub use matrix::{Matrix, OwnedMatrix};
 pub use norm::{Norm, add_norm, norm, norm_in_place};
 pub use params::{Field, Layout, layouts};
+pub use transfer::{Download, Uploader};

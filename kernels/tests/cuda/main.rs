@@ -3,6 +3,7 @@
 #![cfg(feature = "emulation")]
 
 mod captures;
+mod transfers;
 
 use kernels::cuda::checks::{self, Finding};
 use kernels::cuda::{Gpu, Schedule, kernel_layouts, layouts};
@@ -48,7 +49,7 @@ macro_rules! families {
     };
 }
 
-families!(norm, multiply, graph);
+families!(norm, multiply, graph, transfer);
 
 #[test]
 fn every_family_is_tested() {

@@ -9,6 +9,7 @@
 mod graph;
 mod multiply;
 mod norm;
+mod transfer;
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,8 +23,12 @@ use crate::OpError;
 pub type Family = fn(&mut Checker) -> Result<(), OpError>;
 
 /// All families by name, those first that a Llama needs.
-pub const FAMILIES: &[(&str, Family)] =
-    &[("norm", norm::check), ("multiply", multiply::check), ("graph", graph::check)];
+pub const FAMILIES: &[(&str, Family)] = &[
+    ("norm", norm::check),
+    ("multiply", multiply::check),
+    ("graph", graph::check),
+    ("transfer", transfer::check),
+];
 
 /// The types that models compute in.
 const FLOATS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
