@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 #[cfg(test)]
 use clap::FromArgMatches;
+use clap::builder::PossibleValuesParser;
 use clap::{CommandFactory, Parser};
 
 use crate::secret::Secret;
@@ -14,10 +15,15 @@ Subcommands, each a program of its own with its own --help:
   router            the HTTP server; the launcher starts it after the shards
   shard             the model server; the launcher starts one per device
   download-weights  fetches a model from the Hub into the cache, and ends
+  doctor            checks what a GPU computes: every kernel, and a small model against the CPU
 
 Every flag but --env and --plan has a variable of the same name (--max-input-tokens: MAX_INPUT_TOKENS); the command line wins.
 LOG_LEVEL (info) is a level or a filter such as `router=debug,h2=warn`; NO_COLOR turns colours off.
 For the Hub: HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE, HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE.";
+
+/// What `--device` takes.
+const DEVICE_KINDS: &[&str] =
+    if cfg!(feature = "emulation") { &["auto", "cpu", "cuda", "emulated"] } else { &["auto", "cpu", "cuda"] };
 
 const MODEL: &str = "Model and weights";
 const DEVICES: &str = "Devices and processes";
@@ -40,13 +46,13 @@ pub struct Args {
         "bitsandbytes-fp4", "fp8",
     ])]
     pub quantize: Option<String>,
-    /// Element type that weights are kept in [default: as they are stored].
+    /// Element type to compute in [default: on CPUs, each weight's own; on GPUs, what config.json says].
     #[arg(long, env, help_heading = MODEL, value_parser = ["float16", "bfloat16", "float32"])]
     pub dtype: Option<String>,
     /// `dummy` makes weights up, in the shapes that `config.json` describes, to measure without a checkpoint.
     #[arg(long, env, help_heading = MODEL, value_parser = ["auto", "dummy"], default_value = "auto")]
     pub load_format: String,
-    /// Element type of the key/value cache.
+    /// Element type of the key/value cache, on GPUs [default: that of the model].
     #[arg(long, env, help_heading = MODEL, value_parser = ["fp8_e4m3fn", "fp8_e5m2"])]
     pub kv_cache_dtype: Option<String>,
     /// Allow code from the model's repository; there is none here that could run.
@@ -77,10 +83,13 @@ pub struct Args {
     #[arg(long, env, help_heading = MODEL)]
     pub weights_cache_override: Option<PathBuf>,
 
+    /// Where the model runs: `auto` takes a GPU if there is one, and the CPU otherwise.
+    #[arg(long, env, help_heading = DEVICES, value_parser = PossibleValuesParser::new(DEVICE_KINDS), default_value = "auto")]
+    pub device: String,
     /// Whether to split the model over several shards: all devices that CUDA_VISIBLE_DEVICES names, unless --num-shard is set.
     #[arg(long, env, help_heading = DEVICES)]
     pub sharded: Option<bool>,
-    /// Number of shards that the model is split over [default: 1 on the CPU].
+    /// Number of shards that the model is split over [default: 1 on the CPU, else all devices that CUDA_VISIBLE_DEVICES names].
     #[arg(long, env, help_heading = DEVICES)]
     pub num_shard: Option<usize>,
     /// Threads that compute on the CPU, divided between the shards [default: one per core this process may use].

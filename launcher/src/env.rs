@@ -3,7 +3,7 @@
 use std::env::{self, VarError};
 use std::io;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
@@ -18,6 +18,8 @@ pub struct Machine {
     pub memory_bytes: Option<u64>,
     /// Accelerators that the environment names; none when it says nothing of them.
     pub devices: Option<VisibleDevices>,
+    /// Whether the driver of NVIDIA GPUs is loaded.
+    pub gpu_driver: bool,
     /// This program, which starts itself again for each child.
     pub executable: PathBuf,
     /// This process.
@@ -35,12 +37,16 @@ impl Machine {
             cores: thread::available_parallelism().map_or(1, NonZeroUsize::get),
             memory_bytes: memory_bytes(),
             devices: VisibleDevices::look(),
+            gpu_driver: GPU_DRIVERS.iter().any(|path| Path::new(path).exists()),
             executable: env::current_exe()?,
             pid: std::process::id(),
             temporary: env::temp_dir(),
         })
     }
 }
+
+/// What the driver shows when it is loaded; the second under Windows' Linux.
+const GPU_DRIVERS: [&str; 2] = ["/proc/driver/nvidia/version", "/dev/dxg"];
 
 /// Accelerators that a variable of the environment leaves visible.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -144,7 +144,8 @@ impl Start<'_> {
     fn announce(&self, model: &Model, plan: &LaunchPlan) {
         plan.warnings.iter().for_each(|warning| warn!("{warning}"));
         if model.source == ModelSource::Embedded {
-            info!("No --model-id: serving the tiny demo model that is part of this program, on the CPU");
+            let device = plan.values.device.value;
+            info!("No --model-id: serving the tiny demo model that is part of this program ({device})");
         }
         let values = &plan.values;
         if values.shard_count.value > 1 {

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use kernels::collective::GroupSpec;
 use telemetry::LogFormat;
 
+use crate::backend::{CacheDType, DeviceChoice};
 use crate::engine::warmup::MemoryShare;
 use crate::model::{LoadOptions, RopeOverride, WeightOrigin};
 use crate::sampling::penalties::Watermark;
@@ -74,9 +75,12 @@ pub struct ServeArgs {
     /// float16, bfloat16 or float32; as the weights are stored, if absent
     #[arg(long)]
     pub dtype: Option<String>,
-    /// Not in this version
+    /// fp8_e4m3fn or fp8_e5m2, on GPUs; the model's type, if absent
     #[arg(long)]
     pub kv_cache_dtype: Option<String>,
+    /// auto, cpu or cuda
+    #[arg(long, default_value = "auto")]
+    pub device: String,
     /// Accepted for compatibility: the router enforces it
     #[arg(long)]
     pub max_input_tokens: Option<u32>,
@@ -136,6 +140,10 @@ pub struct Config {
     pub sockets: Vec<PathBuf>,
     /// Which of several shards this one is, and where it meets the others.
     pub group: Option<GroupSpec>,
+    /// Where the model runs.
+    pub device: DeviceChoice,
+    /// Element type of keys and values, if not the model's.
+    pub cache: Option<CacheDType>,
     /// Threads for the model.
     pub threads: NonZeroUsize,
     /// The memory the cache may take.
@@ -253,6 +261,8 @@ impl TryFrom<ServeArgs> for Config {
             model: args.model_id,
             sockets: (0..world).map(|rank| with_ending(&args.uds_path, rank)).collect(),
             group: (world > 1).then(|| GroupSpec { path: with_ending(&args.uds_path, "group"), rank, world }),
+            device: device(&args.device)?,
+            cache: args.kv_cache_dtype.as_deref().map(cache_dtype).transpose()?,
             threads: args.threads.unwrap_or_else(|| threads_of_one(world)),
             memory: MemoryShare(fraction * wiggle_room),
             watermark: Watermark { gamma: args.watermark_gamma, delta },
@@ -318,13 +328,9 @@ fn adapters(list: &str) -> Result<Vec<AdapterSource>, ConfigError> {
 }
 
 fn refuse_unsupported(args: &ServeArgs) -> Result<(), ConfigError> {
-    let refused = if let Some(quantize) = &args.quantize {
-        Some(format!("--quantize {quantize}"))
-    } else if let Some(speculate) = args.speculate.filter(|speculate| *speculate > 0) {
-        Some(format!("--speculate {speculate}"))
-    } else {
-        args.kv_cache_dtype.as_ref().map(|dtype| format!("--kv-cache-dtype {dtype}"))
-    };
+    let quantize = args.quantize.as_ref().map(|quantize| format!("--quantize {quantize}"));
+    let speculate = args.speculate.filter(|speculate| *speculate > 0);
+    let refused = quantize.or(speculate.map(|speculate| format!("--speculate {speculate}")));
     refused.map_or(Ok(()), |what| Err(ConfigError::Unsupported(what)))
 }
 
@@ -354,6 +360,25 @@ fn with_ending(prefix: &Path, ending: impl Display) -> PathBuf {
 fn threads_of_one(world: usize) -> NonZeroUsize {
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     NonZeroUsize::new(cores / world).unwrap_or(NonZeroUsize::MIN)
+}
+
+fn device(name: &str) -> Result<DeviceChoice, ConfigError> {
+    match name {
+        "auto" => Ok(DeviceChoice::Auto),
+        "cpu" => Ok(DeviceChoice::Cpu),
+        "cuda" => Ok(DeviceChoice::Cuda),
+        #[cfg(feature = "emulation")]
+        "emulated" => Ok(DeviceChoice::Emulated),
+        other => Err(ConfigError::Unsupported(format!("--device {other} (served: auto, cpu, cuda)"))),
+    }
+}
+
+fn cache_dtype(name: &str) -> Result<CacheDType, ConfigError> {
+    match name {
+        "fp8_e4m3fn" => Ok(CacheDType::E4M3),
+        "fp8_e5m2" => Ok(CacheDType::E5M2),
+        other => Err(ConfigError::Unsupported(format!("--kv-cache-dtype {other}"))),
+    }
 }
 
 fn dtype(name: &str) -> Result<kernels::DType, ConfigError> {
@@ -399,7 +424,8 @@ mod tests {
         for (flags, text) in [
             (&["--quantize", "awq"][..], "--quantize awq is not supported"),
             (&["--speculate", "2"], "--speculate 2 is not supported"),
-            (&["--kv-cache-dtype", "fp8_e5m2"], "--kv-cache-dtype fp8_e5m2 is not supported"),
+            (&["--kv-cache-dtype", "fp4"], "--kv-cache-dtype fp4 is not supported"),
+            (&["--device", "tpu"], "--device tpu (served: auto, cpu, cuda) is not supported"),
             (&["--dtype", "int3"], "--dtype int3 is not supported"),
             (&["--wiggle-room", "1"], "TGI_WIGGLE_ROOM is 1, but must be strictly between 0 and 1"),
             (&["--memory-fraction", "1.5"], "CUDA_MEMORY_FRACTION is 1.5"),

@@ -16,6 +16,7 @@
 //! - [`cache`]: keys and values of all requests, by slot.
 //! - [`collective`]: what the ranks of a model do together.
 //! - [`backend`]: the device, its tensors, and the list of operations that layers call.
+//! - [`doctor`]: a process of its own that checks what this machine computes.
 //!
 //! Invariants:
 //!
@@ -30,6 +31,7 @@ pub mod backend;
 pub mod cache;
 pub mod collective;
 pub mod config;
+pub mod doctor;
 pub mod engine;
 pub mod layers;
 pub mod model;
@@ -53,7 +55,7 @@ use telemetry::progress::ProgressStyle;
 use tokio::signal::unix::{SignalKind, signal};
 
 use adapters::AdapterLayout;
-use backend::Device;
+use backend::{Device, DeviceOptions};
 use collective::Ranks;
 use config::{AdapterSource, Cli, Command, Config};
 use engine::Engine;
@@ -109,7 +111,15 @@ fn serve(config: Config) -> anyhow::Result<()> {
         Some(spec) => Ranks::of(LocalGroup::join(spec, MEETING)?),
         None => Ranks::alone(),
     };
-    let device = backend::Device::cpu(config.threads)?;
+    let device = Device::open(
+        DeviceOptions {
+            choice: config.device,
+            threads: config.threads,
+            dtype: blueprint.dtype(&config.load),
+            cache: config.cache,
+        },
+        &ranks,
+    )?;
     let tokenizer = Tokenizer::load(&config.model)?;
     let model = load_model(&blueprint, &config, device.clone(), ranks.clone())?;
     let dtype = model.shape().dtype;

@@ -41,6 +41,16 @@ template <class T, int count> __device__ __forceinline__ void load(float (&value
 #pragma unroll
     for (int i = 0; i < count; ++i) values[i] = to_float(pack.at[i]);
 }
+// The same from floats, also of more than 16 bytes: then in several loads, each at a multiple of 16.
+template <int count> __device__ __forceinline__ void load_floats(float (&values)[count], const float* from) {
+    constexpr int step = count < 4 ? count : 4;
+#pragma unroll
+    for (int i = 0; i < count; i += step) {
+        const auto pack = *reinterpret_cast<const Pack<float, step>*>(from + i);
+#pragma unroll
+        for (int n = 0; n < step; ++n) values[i + n] = pack.at[n];
+    }
+}
 template <class T, int count> __device__ __forceinline__ void store(T* to, const float (&values)[count]) {
     Pack<T, count> pack;
 #pragma unroll

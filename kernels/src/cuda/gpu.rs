@@ -10,12 +10,23 @@ use super::params::Params;
 use super::{Element, HostElement, Slice, SliceMut};
 use crate::OpError;
 
+/// Who computes products of more rows than a few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// The library of the driver, which is the fastest. How it sums may depend on the number of rows.
+    Library,
+    /// The kernels of this crate: the same bits for a token, however many others there are.
+    Own,
+}
+
 /// A device, with the one stream that everything on it runs on.
 #[derive(Debug)]
 pub struct Gpu {
     driver: Box<dyn Driver>,
     /// Products that are new are tried out.
     tunes: AtomicBool,
+    /// [`Products::Own`]
+    own_products: AtomicBool,
     pub(super) captures: Mutex<Captures>,
 }
 
@@ -35,8 +46,22 @@ impl Gpu {
     }
 
     fn new(driver: impl Driver + 'static) -> Arc<Self> {
-        let driver = Box::new(Journaled::new(driver));
-        Arc::new(Self { driver, tunes: AtomicBool::new(false), captures: Mutex::default() })
+        Arc::new(Self {
+            driver: Box::new(Journaled::new(driver)),
+            tunes: AtomicBool::new(false),
+            own_products: AtomicBool::new(false),
+            captures: Mutex::default(),
+        })
+    }
+
+    /// Who computes products of many rows; at first the library.
+    pub fn products(&self) -> Products {
+        if self.own_products.load(Ordering::Relaxed) { Products::Own } else { Products::Library }
+    }
+
+    /// From now on they compute them.
+    pub fn set_products(&self, products: Products) {
+        self.own_products.store(products == Products::Own, Ordering::Relaxed);
     }
 
     /// What the device is.

@@ -1,7 +1,14 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::norm;
+use super::{attention, embedding, gemm, gemv, logprobs, lora, norm, pointwise, rope, routing, sampling};
+use crate::OpError;
+
+/// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
+pub(super) fn fit(op: &'static str, what: &'static str, size: usize) -> Result<u32, OpError> {
+    const LIMIT: usize = i32::MAX as usize + 1;
+    if size < LIMIT { Ok(size as u32) } else { Err(OpError::Index { op, what, index: size, limit: LIMIT }) }
+}
 
 /// A struct that a kernel takes by value.
 ///
@@ -74,5 +81,25 @@ pub(super) use kernels;
 
 /// Every struct of parameters, by module.
 pub fn layouts() -> Vec<Layout> {
-    vec![norm::NormParams::LAYOUT]
+    vec![
+        attention::AttentionParams::LAYOUT,
+        embedding::AddEmbeddingParams::LAYOUT,
+        embedding::GatherParams::LAYOUT,
+        gemm::GemmParams::LAYOUT,
+        gemv::GemvParams::LAYOUT,
+        lora::LowRankParams::LAYOUT,
+        logprobs::LogprobsParams::LAYOUT,
+        norm::NormParams::LAYOUT,
+        pointwise::ConvertParams::LAYOUT,
+        pointwise::CopyPartsParams::LAYOUT,
+        pointwise::JoinParams::LAYOUT,
+        pointwise::MapParams::LAYOUT,
+        pointwise::RowsParams::LAYOUT,
+        rope::RopeParams::LAYOUT,
+        sampling::AdmitParams::LAYOUT,
+        sampling::LogitsParams::LAYOUT,
+        sampling::RowParams::LAYOUT,
+        sampling::SampleParams::LAYOUT,
+        routing::RouteParams::LAYOUT,
+    ]
 }

@@ -5,6 +5,8 @@
 mod captures;
 mod transfers;
 
+use std::collections::BTreeSet;
+
 use kernels::cuda::checks::{self, Finding};
 use kernels::cuda::{Gpu, Schedule, kernel_layouts, layouts};
 
@@ -49,12 +51,15 @@ macro_rules! families {
     };
 }
 
-families!(norm, multiply, graph, transfer);
+families!(
+    norm, embedding, pointwise, rope, multiply, linear, gemm, graph, transfer, lora, sampling, logprobs,
+    attention, route
+);
 
 #[test]
 fn every_family_is_tested() {
-    let all: Vec<&str> = checks::FAMILIES.iter().map(|(name, _)| *name).collect();
-    assert_eq!(NAMES, all);
+    let all: BTreeSet<&str> = checks::FAMILIES.iter().map(|(name, _)| *name).collect();
+    assert_eq!(NAMES.iter().copied().collect::<BTreeSet<_>>(), all);
 }
 
 #[test]

@@ -124,6 +124,7 @@ pub(crate) mod testing {
                     cores: 6,
                     memory_bytes: Some(8 << 30),
                     devices: None,
+                    gpu_driver: false,
                     executable: PathBuf::from("/bin/launcher"),
                     pid: 4711,
                     temporary: PathBuf::from("/tmp"),

@@ -6,6 +6,22 @@ use super::PlanInput;
 use super::checks::PlanError;
 use super::values::Derived;
 
+/// The kind of device that computes. Each shard finds out for itself whether it can have it.
+pub(super) fn device(input: PlanInput<'_>) -> Derived<&'static str> {
+    const CUDA: &str = "cuda";
+    match input.args.device.as_str() {
+        "cpu" => Derived::new("cpu", "--device"),
+        "cuda" => Derived::new(CUDA, "--device"),
+        "emulated" => Derived::new("emulated", "--device"),
+        _ if !cfg!(feature = "cuda") => Derived::new("cpu", "this program was built without CUDA"),
+        _ if !input.machine.gpu_driver => Derived::new("cpu", "no driver of NVIDIA GPUs is loaded"),
+        _ if input.machine.devices.as_ref().is_some_and(|devices| devices.count == 0) => {
+            Derived::new("cpu", "the environment hides every GPU")
+        }
+        _ => Derived::new(CUDA, "the driver of NVIDIA GPUs is loaded"),
+    }
+}
+
 /// The number of shards. On the CPU there are several only when they are asked for: one shard uses all cores as it is.
 pub(super) fn shard_count(input: PlanInput<'_>) -> Result<Derived<usize>, PlanError> {
     let (args, devices) = (input.args, input.machine.devices.as_ref());
@@ -24,7 +40,11 @@ pub(super) fn shard_count(input: PlanInput<'_>) -> Result<Derived<usize>, PlanEr
         },
         (_, Some(count)) => Ok(Derived::new(count, "--num-shard")),
         (Some(false), None) => Ok(Derived::new(1, "--sharded false")),
-        (None, None) => Ok(Derived::new(1, "one device: the CPU")),
+        (None, None) if device(input).value == "cpu" => Ok(Derived::new(1, "one device: the CPU")),
+        (None, None) => Ok(match devices.filter(|devices| devices.count > 0) {
+            Some(devices) => Derived::new(devices.count, format!("devices in {}", devices.variable)),
+            None => Derived::new(1, "no variable names devices: the first one is used"),
+        }),
     }
 }
 
@@ -95,6 +115,27 @@ mod tests {
         for devices in [None, Some(0), Some(1), Some(8)] {
             assert_eq!(count(&[], devices).unwrap(), (1, "one device: the CPU".to_owned()));
         }
+    }
+
+    #[test]
+    fn a_model_on_gpus_is_split_over_those_that_the_environment_names() {
+        let words = &["--device=cuda"];
+        assert_eq!(count(words, Some(4)).unwrap(), (4, "devices in CUDA_VISIBLE_DEVICES".to_owned()));
+        for devices in [None, Some(0)] {
+            assert_eq!(count(words, devices).unwrap().0, 1);
+        }
+        assert_eq!(count(&["--device=cuda", "--sharded=false"], Some(4)).unwrap().0, 1);
+    }
+
+    #[test]
+    fn a_gpu_is_taken_where_its_driver_is_loaded() {
+        let mut case = Case::new(&[]);
+        let expected = if cfg!(feature = "cuda") { "cuda" } else { "cpu" };
+        assert_eq!(case.plan().unwrap().values.device.value, "cpu");
+        case.machine.gpu_driver = true;
+        assert_eq!(case.plan().unwrap().values.device.value, expected);
+        case.machine.devices = Some(VisibleDevices { count: 0, variable: "CUDA_VISIBLE_DEVICES" });
+        assert_eq!(case.plan().unwrap().values.device.value, "cpu");
     }
 
     #[test]

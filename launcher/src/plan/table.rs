@@ -145,11 +145,11 @@ mod tests {
 
     #[test]
     fn the_table_is_aligned_and_ends_with_the_commands() {
-        let text = plan(&["--speculate=2", "--api-key=hush"]).to_string();
+        let text = plan(&["--speculate=2", "--api-key=hush", "--device=cpu"]).to_string();
         let lines: Vec<_> = text.lines().collect();
         let column = |line: &str, word: &str| line.find(word).unwrap();
         assert_eq!(column(lines[0], "demo"), column(lines[2], "cpu"));
-        assert_eq!(column(lines[0], "no --model-id"), column(lines[2], "this version"));
+        assert_eq!(column(lines[0], "no --model-id"), column(lines[2], "--device"));
         assert!(text.contains("Warnings\n  --speculate has no effect"), "{text}");
         assert!(lines[lines.len() - 2].starts_with("  RANK=0 WORLD_SIZE=1"), "{text}");
         assert!(lines[lines.len() - 1].contains("API_KEY='***'"), "{text}");

@@ -14,7 +14,6 @@ use crate::model::ModelSource;
 pub(super) fn refuse(args: &Args) -> Result<(), PlanError> {
     let asked = [
         ("--quantize", args.quantize.clone(), "quantized weights"),
-        ("--kv-cache-dtype", args.kv_cache_dtype.clone(), "8-bit key/value caches"),
         ("--ngrok", args.ngrok.then(|| "true".to_owned()), "through a tunnel"),
     ];
     for (flag, value, what) in asked {
@@ -85,7 +84,6 @@ fn without_effect(input: PlanInput<'_>) -> Vec<String> {
     let local = !matches!(source, ModelSource::Hub(_));
     let adapters_local =
         !input.adapters.iter().any(|adapter| matches!(adapter.source, AdapterSource::Hub(_)));
-    let cpu_only = "this version computes on the CPU";
     let flags = [
         ("--trust-remote-code", args.trust_remote_code, "no code from a model's repository is ever run"),
         ("--speculate", args.speculate.is_some_and(|count| count > 0), "this version does not speculate"),
@@ -100,7 +98,7 @@ fn without_effect(input: PlanInput<'_>) -> Vec<String> {
             source == &ModelSource::Embedded && given(args.weights_cache_override.as_ref()),
             "the demo model has its own weights",
         ),
-        ("--cuda-graphs", args.cuda_graphs.is_some(), cpu_only),
+        ("--cuda-graphs", args.cuda_graphs.is_some(), "this version captures no graphs"),
         ("--disable-custom-kernels", args.disable_custom_kernels, "there are no such kernels"),
         (
             "--enable-prefill-logprobs",
@@ -128,7 +126,7 @@ fn without_effect(input: PlanInput<'_>) -> Vec<String> {
         warnings.push(format!("OMP_NUM_THREADS={threads} has no effect: it is not a positive number"));
     }
     if let Some(attention) = variables.attention.as_deref().filter(|attention| *attention != "paged") {
-        warnings.push(format!("ATTENTION={attention} has no effect: on the CPU there is `paged` only"));
+        warnings.push(format!("ATTENTION={attention} has no effect: there is `paged` only"));
     }
     if let Some(caching) =
         variables.prefix_caching.as_deref().filter(|caching| ["1", "true"].contains(caching))
@@ -151,11 +149,8 @@ mod tests {
 
     #[test]
     fn what_would_change_answers_or_security_is_refused_by_name() {
-        let flags = ["--quantize gptq", "--kv-cache-dtype fp8_e5m2"];
-        for flag in flags {
-            let line = refusal(&flag.split(' ').collect::<Vec<_>>());
-            assert!(line.starts_with(&format!("{flag}: this version does not serve ")), "{line}");
-        }
+        let line = refusal(&["--quantize", "gptq"]);
+        assert!(line.starts_with("--quantize gptq: this version does not serve "), "{line}");
         assert!(refusal(&["--ngrok", "--ngrok-authtoken=t", "--ngrok-edge=e"]).starts_with("--ngrok true: "));
     }
 

@@ -114,7 +114,7 @@ impl Values {
             model: model_id(input),
             model_directory: model_directory(input),
             adapters: adapters(input),
-            device: Derived::new("cpu", "this version computes on the CPU"),
+            device: shards::device(input),
             dtype: dtype(input),
             quantization: quantization(input),
             weights: Derived::new(
@@ -126,7 +126,7 @@ impl Values {
                 None => Derived::new(Bytes(0), "unknown: the system does not tell"),
             },
             shard_count,
-            attention: Derived::new("paged", "no CUDA device is used"),
+            attention: Derived::new("paged", "the only implementation: it runs on every device"),
             block_tokens: Derived::new(PAGED_BLOCK_TOKENS, "the block size of `paged` attention"),
             prefix_caching: Derived::new(false, "`paged` attention caches no prefixes"),
             limits: Limits::derive(input),
@@ -191,6 +191,10 @@ fn dtype(input: PlanInput<'_>) -> Derived<String> {
         return Derived::new(dtype.clone(), "--dtype");
     }
     match &input.model.config.dtype {
+        // Where all weights have one type, it is half of this.
+        Some(dtype) if dtype == "float32" && shards::device(input).value != "cpu" => {
+            Derived::new("float16".to_owned(), "half of float32, which config.json says")
+        }
         Some(dtype) => Derived::new(dtype.clone(), "kept as stored, says config.json"),
         None => Derived::new("as stored".to_owned(), "config.json does not say; the weight files do"),
     }

@@ -52,7 +52,7 @@ impl AdapterLayout {
             return Ok(None);
         };
         let region = &linear.region;
-        let pair = files.pair(&module, region)?;
+        let pair = files.pair(&self.device, &module, region)?;
         // Where outputs are summed over ranks, only the first of them has what is added once.
         let once = region.cols.len() == region.whole[1] || self.partition.rank == 0;
         let mut bias = files.bias(&module, region, linear)?;
@@ -104,7 +104,12 @@ struct Files {
 
 impl Files {
     /// The two matrices: the first cut like the layer's inputs, the second like its outputs.
-    fn pair(&mut self, module: &str, region: &Region) -> Result<Option<LowRankPair>, AdapterError> {
+    fn pair(
+        &mut self,
+        device: &Device,
+        module: &str,
+        region: &Region,
+    ) -> Result<Option<LowRankPair>, AdapterError> {
         let [outputs, inputs] = region.whole;
         let (a, b) = (format!("{PREFIX}{module}.lora_A.weight"), format!("{PREFIX}{module}.lora_B.weight"));
         if !self.names.contains(&a) && !self.names.contains(&b) {
@@ -114,8 +119,8 @@ impl Files {
         let down = Region::all(rank, inputs).with_cols(region.cols.clone());
         let up = Region::all(outputs, rank).with_rows(region.rows.clone());
         let pair = LowRankPair {
-            a: self.at(&a).matrix(&down)?,
-            b: self.at(&b).matrix(&up)?,
+            a: device.place(self.at(&a).matrix(&down)?)?,
+            b: device.place(self.at(&b).matrix(&up)?)?,
             scale: self.config.scale(module, rank),
         };
         self.used.extend([a, b]);

@@ -3,26 +3,130 @@
 use std::ops::Range;
 
 use kernels::cpu::{self, Cpu};
-use kernels::{Activation, Gating, OpError, RopeTable, Routes, Routing, Values};
+use kernels::{Activation, DType, Gating, OpError, RopeTable, Values};
 
 use super::{
-    Attention, AttentionRules, CopyParts, Experts, LowRank, Norm, Product, Projection, RopeAngles,
-    RopeCacheWrite, Tensor,
+    Attention, AttentionRules, AttentionScratch, CopyParts, DeviceMemory, Expert, ExpertScratch, ExpertSet,
+    Experts, Indices, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles, RopeCacheWrite,
+    Routes, Routing, SamplingState, SequenceBuffer, Tensor,
 };
+use crate::sampling::logprobs::Normalizer;
+use crate::sampling::{Choice, Pick, Scratch};
 use crate::weights::Weight;
+
+pub(super) fn zeros(_: &Cpu, rows: usize, width: usize) -> Result<Tensor, OpError> {
+    Tensor::host_zeros(rows, width)
+}
+
+pub(super) fn zeros_f32(_: &Cpu, rows: usize, width: usize) -> Result<Tensor, OpError> {
+    Tensor::host_zeros(rows, width)
+}
+
+pub(super) fn zeros_cache(_: &Cpu, rows: usize, width: usize) -> Result<Tensor, OpError> {
+    Tensor::host_zeros(rows, width)
+}
+
+pub(super) fn upload(_: &Cpu, elements: Vec<f32>, width: usize) -> Result<Tensor, OpError> {
+    Tensor::from_host(elements, width)
+}
+
+pub(super) fn place(_: &Cpu, weight: Weight) -> Result<Matrix, OpError> {
+    Ok(Matrix(MatrixStorage::Host(weight)))
+}
+
+pub(super) fn expert_set(_: &Cpu, experts: Vec<Expert>) -> Result<ExpertSet, OpError> {
+    Ok(ExpertSet::Host(experts))
+}
+
+pub(super) fn indices(_: &Cpu) -> Indices {
+    Indices::default()
+}
+
+pub(super) fn sequences(_: &Cpu) -> Result<SequenceBuffer, OpError> {
+    Ok(SequenceBuffer::default())
+}
+
+pub(super) fn attention_scratch(_: &Cpu) -> Result<AttentionScratch, OpError> {
+    Ok(AttentionScratch::Host)
+}
+
+pub(super) fn routes(_: &Cpu) -> Result<Routes, OpError> {
+    Ok(Routes::Host(kernels::Routes::default()))
+}
+
+pub(super) fn expert_scratch(_: &Cpu) -> Result<ExpertScratch, OpError> {
+    Ok(ExpertScratch::Host(cpu::ExpertScratch::default()))
+}
+
+pub(super) fn sampling_state(_: &Cpu) -> SamplingState {
+    SamplingState::Host(Scratch::default())
+}
+
+pub(super) fn row_logprobs(
+    _: &Cpu,
+    _: &mut SamplingState,
+    logits: &Tensor,
+    at: &[u32],
+    ids: &[u32],
+) -> Result<Vec<f32>, OpError> {
+    let rows = at.iter().zip(ids).map(|(&row, &id)| {
+        let row = logits.host_row(row as usize);
+        Normalizer::of_row(row).logprob(row[id as usize]) as f32
+    });
+    Ok(rows.collect())
+}
+
+pub(super) fn choose(
+    _: &Cpu,
+    state: &mut SamplingState,
+    logits: &Tensor,
+    picks: &mut [Pick<'_>],
+) -> Result<Vec<Option<Choice>>, OpError> {
+    let scratch = state.host_mut();
+    let choices = picks
+        .iter_mut()
+        .map(|Pick { row, sampler, top }| sampler.choose(logits.host_row(*row), *top, scratch).ok());
+    Ok(choices.collect())
+}
+
+/// Keys and values are f32.
+pub(super) fn cache_element_bytes(_: &Cpu) -> usize {
+    size_of::<f32>()
+}
+
+/// A CPU has no memory of its own.
+pub(super) fn memory(_: &Cpu) -> Result<Option<DeviceMemory>, OpError> {
+    Ok(None)
+}
+
+/// On a CPU the largest step takes minutes with a large model. So few tokens cost no more than one, whose time is that of
+/// reading the weights, and even that is much of a start from files that are in memory.
+pub(super) fn rehearsal_tokens(_: &Cpu) -> usize {
+    3
+}
+
+/// Weights are used as they are stored.
+pub(super) fn weight_dtype(_: &Cpu, stored: DType) -> DType {
+    stored
+}
 
 pub(super) fn embedding(
     cpu: &Cpu,
-    table: &Weight,
+    table: &Matrix,
     first: u32,
-    ids: &[u32],
+    ids: &Indices,
     out: &mut Tensor,
 ) -> Result<(), OpError> {
-    cpu::embedding(cpu, &table.matrix(), ids, first, out.host_mut())
+    cpu::embedding(cpu, &table.host(), ids.values(), first, out.host_mut())
 }
 
-pub(super) fn add_embedding(cpu: &Cpu, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<(), OpError> {
-    cpu::add_embedding(cpu, &table.matrix(), ids, out.host_mut())
+pub(super) fn add_embedding(
+    cpu: &Cpu,
+    table: &Matrix,
+    ids: &Indices,
+    out: &mut Tensor,
+) -> Result<(), OpError> {
+    cpu::add_embedding(cpu, &table.host(), ids.values(), out.host_mut())
 }
 
 pub(super) fn linear<const N: usize>(
@@ -31,7 +135,7 @@ pub(super) fn linear<const N: usize>(
     products: [Product<'_>; N],
 ) -> Result<(), OpError> {
     let mut products = products.map(|Product { weight, bias, out }| cpu::Product {
-        weight: weight.matrix(),
+        weight: weight.host(),
         bias: bias.map(Tensor::host),
         out: out.host_mut(),
         add: false,
@@ -43,10 +147,10 @@ pub(super) fn linear_per_head(
     cpu: &Cpu,
     heads: usize,
     input: &Tensor,
-    weight: &Weight,
+    weight: &Matrix,
     out: &mut Tensor,
 ) -> Result<(), OpError> {
-    cpu::linear_per_head(cpu, input.host(), weight.matrix(), heads, out.host_mut())
+    cpu::linear_per_head(cpu, input.host(), weight.host(), heads, out.host_mut())
 }
 
 pub(super) fn add_low_rank(cpu: &Cpu, args: LowRank<'_>) -> Result<(), OpError> {
@@ -56,10 +160,10 @@ pub(super) fn add_low_rank(cpu: &Cpu, args: LowRank<'_>) -> Result<(), OpError> 
     let width = out.width();
     let out = &mut out.host_mut()[rows.start * width..rows.end * width];
     let mut inner = vec![0.0; rows.len() * a.shape()[0]];
-    let into = cpu::Product { weight: a.matrix(), bias: None, out: &mut inner, add: false };
+    let into = cpu::Product { weight: a.host(), bias: None, out: &mut inner, add: false };
     cpu::linear(cpu, inputs, &mut [into])?;
     cpu::scale(cpu, &mut inner, scale)?;
-    let out = cpu::Product { weight: b.matrix(), bias: None, out, add: true };
+    let out = cpu::Product { weight: b.host(), bias: None, out, add: true };
     cpu::linear(cpu, &inner, &mut [out])
 }
 
@@ -129,8 +233,8 @@ pub(super) fn rope_cache_write(cpu: &Cpu, args: RopeCacheWrite<'_>) -> Result<()
         cpu::RopeCacheWrite {
             table,
             shape: args.heads,
-            angles: args.angles.map_or(&[], |angles| angles.rows),
-            slots: args.slots,
+            angles: args.angles.map_or(&[], |angles| angles.rows.values()),
+            slots: args.slots.values(),
             query: args.query.host_mut(),
             key: args.key.host_mut(),
             value: args.value.map_or(&[], Tensor::host),
@@ -162,7 +266,7 @@ pub(super) fn attention(cpu: &Cpu, args: Attention<'_>) -> Result<(), OpError> {
             query: args.query.host(),
             keys: args.cache.keys.host(),
             values,
-            sequences: args.sequences,
+            sequences: args.sequences.host,
             out: args.out.host_mut(),
         },
     )
@@ -211,31 +315,44 @@ pub(super) fn route(
     routing: &Routing<'_>,
     routes: &mut Routes,
 ) -> Result<(), OpError> {
-    cpu::route(cpu, scores.host(), routing, routes)
+    let Routing { experts, chosen, score, groups, correction, normalize, scale } = *routing;
+    let correction = correction.map(Tensor::host);
+    let routing = kernels::Routing { experts, chosen, score, groups, correction, normalize, scale };
+    cpu::route(cpu, scores.host(), &routing, routes.host_mut())
 }
 
 pub(super) fn experts(cpu: &Cpu, args: Experts<'_>) -> Result<(), OpError> {
     let Experts { input, routes, experts, gating, scratch, out } = args;
     let experts: Vec<_> = experts
+        .host()
         .iter()
         .map(|expert| kernels::Expert {
-            gate: expert.gate.kernel(),
-            up: expert.up.kernel(),
-            down: expert.down.kernel(),
+            gate: expert.gate.host(),
+            up: expert.up.host(),
+            down: expert.down.host(),
         })
         .collect();
-    let (input, out) = (input.host(), out.host_mut());
-    cpu::experts(cpu, cpu::Experts { input, routes, experts: &experts, gating, scratch, out })
+    cpu::experts(
+        cpu,
+        cpu::Experts {
+            input: input.host(),
+            routes: routes.host(),
+            experts: &experts,
+            gating,
+            scratch: scratch.host_mut(),
+            out: out.host_mut(),
+        },
+    )
 }
 
-impl<'a> Projection<'a> {
-    fn kernel(&self) -> kernels::Projection<'a> {
-        kernels::Projection { weight: self.weight.matrix(), bias: self.bias.map(Tensor::host) }
+impl Projection {
+    fn host(&self) -> kernels::Projection<'_> {
+        kernels::Projection { weight: self.weight.host(), bias: self.bias.as_ref().map(Tensor::host) }
     }
 }
 
 /// Plain copies on the calling thread.
-pub(super) fn copy_parts(args: CopyParts<'_>) -> Result<(), OpError> {
+pub(super) fn copy_parts(_: &Cpu, args: CopyParts<'_>) -> Result<(), OpError> {
     const OP: &str = "copy_parts";
     let CopyParts { parts, from, out_of, to, into, width } = args;
     let parts = parts.max(1);
@@ -257,8 +374,8 @@ pub(super) fn copy_parts(args: CopyParts<'_>) -> Result<(), OpError> {
 }
 
 /// A few rows, so plain copies on the calling thread.
-pub(super) fn select_rows(x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<(), OpError> {
-    let width = x.width();
+pub(super) fn select_rows(_: &Cpu, x: &Tensor, rows: &Indices, out: &mut Tensor) -> Result<(), OpError> {
+    let (width, rows) = (x.width(), rows.values());
     if out.rows() != rows.len() || out.width() != width {
         return Err(OpError::Length {
             op: "select_rows",
@@ -280,13 +397,21 @@ pub(super) fn select_rows(x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use super::*;
+
+    fn select(x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<(), OpError> {
+        let mut indices = Indices::default();
+        indices.set(rows)?;
+        select_rows(&Cpu::new(NonZeroUsize::MIN)?, x, &indices, out)
+    }
 
     #[test]
     fn rows_are_selected_in_the_order_asked_for() {
         let x = Tensor::from_host(vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0], 2).unwrap();
         let mut out = Tensor::host_zeros(2, 2).unwrap();
-        select_rows(&x, &[2, 0], &mut out).unwrap();
+        select(&x, &[2, 0], &mut out).unwrap();
         assert_eq!(out.host(), [4.0, 5.0, 0.0, 1.0]);
     }
 
@@ -294,8 +419,8 @@ mod tests {
     fn a_row_that_is_not_there_is_an_error() {
         let x = Tensor::from_host(vec![0.0, 1.0], 2).unwrap();
         let mut out = Tensor::host_zeros(1, 2).unwrap();
-        let error = select_rows(&x, &[1], &mut out).unwrap_err();
+        let error = select(&x, &[1], &mut out).unwrap_err();
         assert_eq!(error, OpError::Index { op: "select_rows", what: "row", index: 1, limit: 1 });
-        assert!(select_rows(&x, &[0, 0], &mut out).is_err());
+        assert!(select(&x, &[0, 0], &mut out).is_err());
     }
 }

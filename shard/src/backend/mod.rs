@@ -1,12 +1,22 @@
 //! The device, its tensors, and the operations that layers call. Everything above is written against this list and
 //! never asks which device it runs on.
 //!
-//! - `tensor.rs`: f32 tensors on the device
-//! - `cpu.rs`: the operations on CPUs
+//! - `tensor.rs`, `matrix.rs`: tensors and weights on the device
+//! - `step.rs`: what a step says about its tokens; `moe.rs`: experts; `scratch.rs`: what operations keep between steps
+//! - `open.rs`: which device it is
+//! - `cpu.rs`: the operations on CPUs; `cuda.rs`: on NVIDIA GPUs (feature `cuda`)
 //!
-//! Operations are asynchronous where the device is: their errors are wrong arguments, found before anything runs.
+//! Operations are asynchronous where the device is: their errors are wrong arguments, found before anything runs, or a
+//! failure of the device ([`OpError::Device`]), which is final and may be older than the operation that reports it.
 
 mod cpu;
+#[cfg(feature = "gpu")]
+mod cuda;
+mod matrix;
+mod moe;
+mod open;
+mod scratch;
+mod step;
 mod tensor;
 
 use std::num::NonZeroUsize;
@@ -14,25 +24,59 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kernels::cpu::Cpu;
-use kernels::{Activation, Gating, HeadShape, NormKind, OpError, RopeLayout, Routes, Routing, Sequence};
+use kernels::{
+    Activation, DType, Gating, Groups, HeadShape, NormKind, Normalize, OpError, RopeLayout, Score,
+};
 
-pub use kernels::cpu::ExpertScratch;
+#[cfg(feature = "gpu")]
+pub use cuda::Cuda;
+pub use matrix::{Matrix, Projection};
+pub use moe::{Expert, ExpertSet};
+pub use open::{CacheDType, DeviceChoice, DeviceOptions};
+pub use scratch::{AttentionScratch, ExpertScratch, Routes, SamplingState};
+pub use step::{Indices, SequenceBuffer, Sequences};
 pub use tensor::Tensor;
 
+use matrix::MatrixStorage;
+
 use crate::cache::LayerKv;
-use crate::weights::Weight;
+use crate::sampling::{Choice, Pick};
+use crate::weights::{FileRange, Progress, Weight, WeightError, prefetch};
 
 /// Where tensors live and operations run. A clone is the same device.
 #[derive(Clone)]
 pub enum Device {
     /// Threads of this machine; tensors are plain memory.
     Cpu(Arc<Cpu>),
+    /// An NVIDIA GPU.
+    #[cfg(feature = "gpu")]
+    Cuda(Arc<Cuda>),
+}
+
+/// Hands an operation to the device.
+macro_rules! dispatch {
+    ($device:ident, $op:ident($($argument:expr),*)) => {
+        match $device {
+            Self::Cpu(device) => cpu::$op(device, $($argument),*),
+            #[cfg(feature = "gpu")]
+            Self::Cuda(device) => cuda::$op(device, $($argument),*),
+        }
+    };
+}
+
+/// Bytes of a device's own memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Taken by nobody.
+    pub free: u64,
+    /// All there is.
+    pub total: u64,
 }
 
 /// One product of a [`Device::linear`] call: `out = input * weight^T + bias`, or `out += …` where it adds.
 pub struct Product<'a> {
     /// `[outputs, inputs]`
-    pub weight: &'a Weight,
+    pub weight: &'a Matrix,
     /// `[outputs]`
     pub bias: Option<&'a Tensor>,
     /// `[T, outputs]`
@@ -44,9 +88,9 @@ pub struct LowRank<'a> {
     /// Rows of `input` and `out`.
     pub rows: Range<usize>,
     /// `[rank, inputs]`
-    pub a: &'a Weight,
+    pub a: &'a Matrix,
     /// `[outputs, rank]`
-    pub b: &'a Weight,
+    pub b: &'a Matrix,
     /// Multiplies what is added.
     pub scale: f32,
     /// `[T, inputs]`
@@ -78,7 +122,7 @@ pub struct RopeAngles<'a> {
     /// `[angles, rotary_dim / 2]`
     pub sin: &'a Tensor,
     /// `[T]`, row of the table of each token.
-    pub rows: &'a [u32],
+    pub rows: &'a Indices,
     /// Rotated elements of each head.
     pub rotary_dim: usize,
     /// The first of them.
@@ -94,7 +138,7 @@ pub struct RopeCacheWrite<'a> {
     /// Heads of this layer.
     pub heads: HeadShape,
     /// `[T]`, where each token's key and value go.
-    pub slots: &'a [u32],
+    pub slots: &'a Indices,
     /// `[T, heads * head_dim]`, rotated in place.
     pub query: &'a mut Tensor,
     /// `[T, kv_heads * head_dim]`, rotated in place.
@@ -120,7 +164,9 @@ pub struct Attention<'a> {
     /// This layer's cache. Where it keeps keys only, a value is the beginning of its key.
     pub cache: &'a LayerKv,
     /// The requests; their rows cover `0 .. T` without overlap.
-    pub sequences: &'a [Sequence<'a>],
+    pub sequences: Sequences<'a>,
+    /// What is kept between calls.
+    pub scratch: &'a mut AttentionScratch,
     /// `[T, heads * value_dim]`
     pub out: &'a mut Tensor,
 }
@@ -145,7 +191,7 @@ pub struct Experts<'a> {
     /// Which experts each token goes to.
     pub routes: &'a Routes,
     /// All experts of the layer.
-    pub experts: &'a [Expert<'a>],
+    pub experts: &'a ExpertSet,
     /// What happens inside of them.
     pub gating: Gating,
     /// Buffers that are kept.
@@ -170,22 +216,23 @@ pub struct CopyParts<'a> {
     pub width: usize,
 }
 
-/// An expert's weights.
-pub struct Expert<'a> {
-    /// Into the gate.
-    pub gate: Projection<'a>,
-    /// Into what is gated.
-    pub up: Projection<'a>,
-    /// Out.
-    pub down: Projection<'a>,
-}
-
-/// A weight with its bias.
-pub struct Projection<'a> {
-    /// `[outputs, inputs]`
-    pub weight: &'a Weight,
-    /// `[outputs]`
-    pub bias: Option<&'a Tensor>,
+/// From scores to experts and their weights.
+#[derive(Clone, Copy)]
+pub struct Routing<'a> {
+    /// Number of experts.
+    pub experts: usize,
+    /// Experts per token.
+    pub chosen: usize,
+    /// How scores become probabilities.
+    pub score: Score,
+    /// Groups of experts, of which only the best are looked into.
+    pub groups: Option<Groups>,
+    /// `[experts]`, added to the probabilities for choosing, and for choosing only.
+    pub correction: Option<&'a Tensor>,
+    /// What the chosen experts' weights are divided by.
+    pub normalize: Normalize,
+    /// Multiplies the weights.
+    pub scale: f32,
 }
 
 impl Device {
@@ -198,52 +245,142 @@ impl Device {
     pub fn run<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
         match self {
             Self::Cpu(cpu) => cpu.install(pass),
+            #[cfg(feature = "gpu")]
+            Self::Cuda(_) => pass(),
         }
     }
 
-    /// A tensor of zeros, `[rows, width]`.
+    /// A tensor of zeros for what flows through the layers, `[rows, width]`.
     ///
     /// Errors when the device clearly has no room for it. Where the system allows, memory is taken on first use.
     pub fn zeros(&self, rows: usize, width: usize) -> Result<Tensor, OpError> {
+        dispatch!(self, zeros(rows, width))
+    }
+
+    /// A tensor of zeros in f32, for scores and logits, `[rows, width]`.
+    ///
+    /// Errors as [`zeros`](Self::zeros) does.
+    pub fn zeros_f32(&self, rows: usize, width: usize) -> Result<Tensor, OpError> {
+        dispatch!(self, zeros_f32(rows, width))
+    }
+
+    /// A tensor of zeros in the type of the key/value cache, `[rows, width]`.
+    ///
+    /// Errors as [`zeros`](Self::zeros) does.
+    pub fn zeros_cache(&self, rows: usize, width: usize) -> Result<Tensor, OpError> {
+        dispatch!(self, zeros_cache(rows, width))
+    }
+
+    /// These elements on the device as f32, `[elements / width, width]`.
+    ///
+    /// Errors when `width` does not divide their number, or the device has no room for them.
+    pub fn upload(&self, elements: Vec<f32>, width: usize) -> Result<Tensor, OpError> {
+        dispatch!(self, upload(elements, width))
+    }
+
+    /// A weight where the operations find it: on a CPU where it lies already, on a GPU in its memory, in the model's type.
+    ///
+    /// Errors when the device has no room for it.
+    pub fn place(&self, weight: Weight) -> Result<Matrix, OpError> {
+        dispatch!(self, place(weight))
+    }
+
+    /// The experts of a layer.
+    ///
+    /// Errors when the device has no room for what it needs to know of them.
+    pub fn expert_set(&self, experts: Vec<Expert>) -> Result<ExpertSet, OpError> {
+        dispatch!(self, expert_set(experts))
+    }
+
+    /// Returns when all weights are where they were placed; those of a CPU, which lie in `files`, are then in memory.
+    /// `report` is told how far that has come.
+    ///
+    /// Errors when a file cannot be read.
+    pub fn settle(&self, files: &[FileRange], report: impl FnMut(Progress)) -> Result<(), WeightError> {
         match self {
-            Self::Cpu(_) => Tensor::host_zeros(rows, width),
+            Self::Cpu(_) => {
+                let ranges = files.iter().map(|mapped| (mapped.file.clone(), mapped.range.clone()));
+                prefetch(&ranges.collect::<Vec<_>>(), report)
+            }
+            #[cfg(feature = "gpu")]
+            Self::Cuda(_) => Ok(()),
         }
     }
 
-    /// These elements on the device, `[elements / width, width]`.
-    ///
-    /// Errors when `width` does not divide their number.
-    pub fn upload(&self, elements: Vec<f32>, width: usize) -> Result<Tensor, OpError> {
-        match self {
-            Self::Cpu(_) => Tensor::from_host(elements, width),
-        }
+    /// Room for ids, positions or slots of a step.
+    pub fn indices(&self) -> Indices {
+        dispatch!(self, indices())
+    }
+
+    /// Room for the requests of a step. Errors when the device has none.
+    pub fn sequences(&self) -> Result<SequenceBuffer, OpError> {
+        dispatch!(self, sequences())
+    }
+
+    /// What attention keeps. Errors when the device has no room for it.
+    pub fn attention_scratch(&self) -> Result<AttentionScratch, OpError> {
+        dispatch!(self, attention_scratch())
+    }
+
+    /// Routes of no tokens. Errors when the device has no room for them.
+    pub fn routes(&self) -> Result<Routes, OpError> {
+        dispatch!(self, routes())
+    }
+
+    /// What a mixture of experts keeps. Errors when the device has no room for it.
+    pub fn expert_scratch(&self) -> Result<ExpertScratch, OpError> {
+        dispatch!(self, expert_scratch())
+    }
+
+    /// What choosing tokens keeps.
+    pub fn sampling_state(&self) -> SamplingState {
+        dispatch!(self, sampling_state())
+    }
+
+    /// Bytes of an element of the key/value cache.
+    pub fn cache_element_bytes(&self) -> usize {
+        dispatch!(self, cache_element_bytes())
+    }
+
+    /// How much memory the device has to itself; nothing where that is the machine's. Errors when the device has failed.
+    pub fn memory(&self) -> Result<Option<DeviceMemory>, OpError> {
+        dispatch!(self, memory())
+    }
+
+    /// Tokens of the largest step that a start may well compute, to prove that there is memory for it.
+    pub fn rehearsal_tokens(&self) -> usize {
+        dispatch!(self, rehearsal_tokens())
+    }
+
+    /// Whether weights are converted when they are placed, so that nobody needs to do it before.
+    pub fn converts(&self) -> bool {
+        !matches!(self, Self::Cpu(_))
+    }
+
+    /// The type that weights have here which the checkpoint stores in `stored`.
+    pub fn weight_dtype(&self, stored: DType) -> DType {
+        dispatch!(self, weight_dtype(stored))
     }
 
     /// `out[t] = table[ids[t] - first]`, and zeros for ids that the table does not have; `out`: `[T, width]`.
     pub fn embedding(
         &self,
-        table: &Weight,
+        table: &Matrix,
         first: u32,
-        ids: &[u32],
+        ids: &Indices,
         out: &mut Tensor,
     ) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::embedding(cpu, table, first, ids, out),
-        }
+        dispatch!(self, embedding(table, first, ids, out))
     }
 
     /// `out[t] += table[ids[t]]`; `out`: `[T, width]`.
-    pub fn add_embedding(&self, table: &Weight, ids: &[u32], out: &mut Tensor) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::add_embedding(cpu, table, ids, out),
-        }
+    pub fn add_embedding(&self, table: &Matrix, ids: &Indices, out: &mut Tensor) -> Result<(), OpError> {
+        dispatch!(self, add_embedding(table, ids, out))
     }
 
     /// Products of one input `[T, inputs]` with several weights: they share the reading of the input, and the threads.
     pub fn linear<const N: usize>(&self, input: &Tensor, products: [Product<'_>; N]) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::linear(cpu, input, products),
-        }
+        dispatch!(self, linear(input, products))
     }
 
     /// Each head's part of the input with its own rows of the weight. `input`: `[T, heads * inputs]`,
@@ -252,40 +389,30 @@ impl Device {
         &self,
         heads: usize,
         input: &Tensor,
-        weight: &Weight,
+        weight: &Matrix,
         out: &mut Tensor,
     ) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::linear_per_head(cpu, heads, input, weight, out),
-        }
+        dispatch!(self, linear_per_head(heads, input, weight, out))
     }
 
     /// Adds a low-rank product to some rows.
     pub fn add_low_rank(&self, args: LowRank<'_>) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::add_low_rank(cpu, args),
-        }
+        dispatch!(self, add_low_rank(args))
     }
 
     /// `out[t] += bias` for some rows; `bias`: `[width]`.
     pub fn add_bias(&self, rows: Range<usize>, bias: &Tensor, out: &mut Tensor) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::add_bias(cpu, rows, bias, out),
-        }
+        dispatch!(self, add_bias(rows, bias, out))
     }
 
     /// `out = norm(x)`, row by row.
     pub fn norm(&self, x: &Tensor, norm: Norm<'_>, out: &mut Tensor) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::norm(cpu, x, norm, out),
-        }
+        dispatch!(self, norm(x, norm, out))
     }
 
     /// `x = norm(x)`, row by row.
     pub fn norm_in_place(&self, x: &mut Tensor, norm: Norm<'_>) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::norm_in_place(cpu, x, norm),
-        }
+        dispatch!(self, norm_in_place(x, norm))
     }
 
     /// `residual += delta`, then `out = norm(residual)`, row by row.
@@ -296,99 +423,93 @@ impl Device {
         norm: Norm<'_>,
         out: &mut Tensor,
     ) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::add_norm(cpu, residual, delta, norm, out),
-        }
+        dispatch!(self, add_norm(residual, delta, norm, out))
     }
 
     /// Rotates queries and keys in place and stores keys and values in the cache.
     pub fn rope_cache_write(&self, args: RopeCacheWrite<'_>) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::rope_cache_write(cpu, args),
-        }
+        dispatch!(self, rope_cache_write(args))
     }
 
     /// Causal attention: each token over the cached keys and values of its own sequence, up to its own position.
     pub fn attention(&self, args: Attention<'_>) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::attention(cpu, args),
-        }
+        dispatch!(self, attention(args))
     }
 
     /// `x = activation(x)`, element by element.
     pub fn activate(&self, activation: Activation, x: &mut Tensor) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::activate(cpu, activation, x),
-        }
+        dispatch!(self, activate(activation, x))
     }
 
     /// `gate = gating(gate) * up`, element by element.
     pub fn gated(&self, gating: Gating, gate: &mut Tensor, up: &Tensor) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::gated(cpu, gating, gate, up),
-        }
+        dispatch!(self, gated(gating, gate, up))
     }
 
     /// `x *= factor`.
     pub fn scale(&self, x: &mut Tensor, factor: f32) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::scale(cpu, x, factor),
-        }
+        dispatch!(self, scale(x, factor))
     }
 
     /// `x[t] *= sigmoid(gate[t])`; `gate`: `[T, 1]`.
     pub fn scale_rows(&self, x: &mut Tensor, gate: &Tensor) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::scale_rows(cpu, x, gate),
-        }
+        dispatch!(self, scale_rows(x, gate))
     }
 
     /// `x += delta`.
     pub fn add(&self, x: &mut Tensor, delta: &Tensor) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::add(cpu, x, delta),
-        }
+        dispatch!(self, add(x, delta))
     }
 
     /// Keeps every element between `-limit` and `limit`.
     pub fn clamp(&self, x: &mut Tensor, limit: f32) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::clamp(cpu, x, limit),
-        }
+        dispatch!(self, clamp(x, limit))
     }
 
     /// `x = cap * tanh(x / cap)`.
     pub fn soft_cap(&self, x: &mut Tensor, cap: f32) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::soft_cap(cpu, x, cap),
-        }
+        dispatch!(self, soft_cap(x, cap))
     }
 
     /// Which experts each token goes to, from its scores `[T, experts]`.
     pub fn route(&self, scores: &Tensor, routing: &Routing<'_>, routes: &mut Routes) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::route(cpu, scores, routing, routes),
-        }
+        dispatch!(self, route(scores, routing, routes))
     }
 
     /// Each token's experts, weighted and summed.
     pub fn experts(&self, args: Experts<'_>) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(cpu) => cpu::experts(cpu, args),
-        }
+        dispatch!(self, experts(args))
     }
 
     /// Copies some elements of every part of every row.
     pub fn copy_parts(&self, args: CopyParts<'_>) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(_) => cpu::copy_parts(args),
-        }
+        dispatch!(self, copy_parts(args))
     }
 
     /// `out[r] = x[rows[r]]`; `out`: `[R, width]`.
-    pub fn select_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<(), OpError> {
-        match self {
-            Self::Cpu(_) => cpu::select_rows(x, rows, out),
-        }
+    pub fn select_rows(&self, x: &Tensor, rows: &Indices, out: &mut Tensor) -> Result<(), OpError> {
+        dispatch!(self, select_rows(x, rows, out))
+    }
+
+    /// The natural logarithm of the probability of each of `ids` in its row `at` of raw logits.
+    pub fn row_logprobs(
+        &self,
+        state: &mut SamplingState,
+        logits: &Tensor,
+        at: &[u32],
+        ids: &[u32],
+    ) -> Result<Vec<f32>, OpError> {
+        dispatch!(self, row_logprobs(state, logits, at, ids))
+    }
+
+    /// Chooses a token for each pick, in order; none where the logits are no distribution. The rows of `logits` that take part
+    /// may be changed.
+    pub fn choose(
+        &self,
+        state: &mut SamplingState,
+        logits: &mut Tensor,
+        picks: &mut [Pick<'_>],
+    ) -> Result<Vec<Option<Choice>>, OpError> {
+        dispatch!(self, choose(state, logits, picks))
     }
 }

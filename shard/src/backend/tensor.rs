@@ -1,20 +1,29 @@
+use std::borrow::Cow;
+
 use kernels::OpError;
 
-/// An f32 tensor on the device, `[rows, width]`. Further dimensions, such as heads, are folded into the width.
+#[cfg(feature = "gpu")]
+use super::cuda::DeviceTensor;
+
+/// A tensor on the device, `[rows, width]`. Further dimensions, such as heads, are folded into the width. On CPUs elements
+/// are f32; on GPUs those that flow through the layers have the model's type, and all others are f32.
 ///
 /// The number of rows changes from step to step. Memory follows the largest number seen and is kept, so that a steady
 /// state allocates nothing.
 #[derive(Debug)]
 pub struct Tensor {
-    storage: Storage,
-    rows: usize,
-    width: usize,
+    pub(super) storage: Storage,
+    pub(super) rows: usize,
+    pub(super) width: usize,
 }
 
 #[derive(Debug)]
-enum Storage {
+pub(super) enum Storage {
     /// At least `rows * width` elements; those beyond are left from steps with more rows.
     Host(Vec<f32>),
+    /// The same in a GPU's memory.
+    #[cfg(feature = "gpu")]
+    Device(DeviceTensor),
 }
 
 impl Tensor {
@@ -28,31 +37,67 @@ impl Tensor {
         self.width
     }
 
-    /// The elements, row after row, in this process's memory.
-    pub fn host(&self) -> &[f32] {
-        let Storage::Host(elements) = &self.storage;
-        &elements[..self.rows * self.width]
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.rows * self.width
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The elements, row after row. Where they are not in this process's memory, they are copied there, when all that was
+    /// asked of the device before is done. Errors when the device has failed.
+    pub fn read(&self) -> Result<Cow<'_, [f32]>, OpError> {
+        match &self.storage {
+            Storage::Host(_) => Ok(Cow::Borrowed(self.host())),
+            #[cfg(feature = "gpu")]
+            Storage::Device(tensor) => Ok(Cow::Owned(tensor.read(self.len())?)),
+        }
     }
 
     /// Changes the number of rows. What the rows hold afterwards is unspecified: they are to be written first.
     ///
     /// Errors when there is no memory for them; the tensor is then as it was.
     pub fn set_rows(&mut self, rows: usize) -> Result<(), OpError> {
-        let Storage::Host(elements) = &mut self.storage;
         let length = element_count(rows, self.width)?;
-        if length > elements.len() {
-            let more = length - elements.len();
-            elements.try_reserve_exact(more).map_err(|_| no_memory(rows, self.width))?;
-            elements.resize(length, 0.0);
+        match &mut self.storage {
+            Storage::Host(elements) => {
+                if length > elements.len() {
+                    let more = length - elements.len();
+                    elements.try_reserve_exact(more).map_err(|_| no_memory(rows, self.width))?;
+                    elements.resize(length, 0.0);
+                }
+            }
+            #[cfg(feature = "gpu")]
+            Storage::Device(tensor) => tensor.grow(length)?,
         }
         self.rows = rows;
         Ok(())
     }
 
-    /// The elements, to be written.
+    /// The elements, of a tensor of the CPU.
+    pub(crate) fn host(&self) -> &[f32] {
+        match &self.storage {
+            Storage::Host(elements) => &elements[..self.rows * self.width],
+            #[cfg(feature = "gpu")]
+            Storage::Device(_) => unreachable!("a tensor of a GPU reached an operation of the CPU"),
+        }
+    }
+
+    /// One row, of a tensor of the CPU. Panics when there is none.
+    pub(super) fn host_row(&self, row: usize) -> &[f32] {
+        &self.host()[row * self.width..(row + 1) * self.width]
+    }
+
+    /// The elements, of a tensor of the CPU, to be written.
     pub(crate) fn host_mut(&mut self) -> &mut [f32] {
-        let Storage::Host(elements) = &mut self.storage;
-        &mut elements[..self.rows * self.width]
+        match &mut self.storage {
+            Storage::Host(elements) => &mut elements[..self.rows * self.width],
+            #[cfg(feature = "gpu")]
+            Storage::Device(_) => unreachable!("a tensor of a GPU reached an operation of the CPU"),
+        }
     }
 
     pub(super) fn host_zeros(rows: usize, width: usize) -> Result<Self, OpError> {
@@ -64,24 +109,27 @@ impl Tensor {
     }
 
     pub(super) fn from_host(elements: Vec<f32>, width: usize) -> Result<Self, OpError> {
-        let rows = elements.len().checked_div(width).unwrap_or(0);
-        if rows * width != elements.len() {
-            let expected = rows * width;
-            return Err(OpError::Length { op: "upload", what: "elements", expected, found: elements.len() });
-        }
+        let rows = rows_of(elements.len(), width)?;
         Ok(Self { storage: Storage::Host(elements), rows, width })
     }
 }
 
-fn element_count(rows: usize, width: usize) -> Result<usize, OpError> {
+/// Errors when `width` does not divide the number of elements.
+pub(super) fn rows_of(elements: usize, width: usize) -> Result<usize, OpError> {
+    let rows = elements.checked_div(width).unwrap_or(0);
+    if rows * width != elements {
+        let expected = rows * width;
+        return Err(OpError::Length { op: "upload", what: "elements", expected, found: elements });
+    }
+    Ok(rows)
+}
+
+pub(super) fn element_count(rows: usize, width: usize) -> Result<usize, OpError> {
     rows.checked_mul(width).ok_or_else(|| no_memory(rows, width))
 }
 
 fn no_memory(rows: usize, width: usize) -> OpError {
-    OpError::Unsupported {
-        op: "tensor",
-        reason: format!("no memory for {rows} rows of {width} f32 elements"),
-    }
+    OpError::Unsupported { op: "tensor", reason: format!("no memory for {rows} rows of {width} elements") }
 }
 
 #[cfg(test)]

@@ -13,9 +13,11 @@ pub struct KvShape {
     pub key_width: usize,
     /// Elements of a value; 0 where values are found in the keys (latent attention).
     pub value_width: usize,
+    /// Bytes of an element, which the device decides.
+    pub element_bytes: usize,
 }
 
-/// The paged key/value cache: per layer, keys and values `[slots, width]` in f32.
+/// The paged key/value cache: per layer, keys and values `[slots, width]` in a type that the device decides.
 ///
 /// Slot `block * block_size + offset` belongs to one token. Memory is zeroed, and taken from the system when a slot is
 /// first written.
@@ -64,7 +66,7 @@ impl KvShape {
     /// Bytes of one block over all layers, keys and values; `None` when that overflows.
     pub fn bytes_per_block(self, block_size: BlockSize) -> Option<usize> {
         let width = self.key_width.checked_add(self.value_width)?;
-        [self.layers, width, size_of::<f32>(), block_size.get() as usize]
+        [self.layers, width, self.element_bytes, block_size.get() as usize]
             .into_iter()
             .try_fold(1usize, usize::checked_mul)
     }
@@ -90,11 +92,11 @@ impl PagedKv {
             .ok_or(overflow)?;
         let memory = |source| CacheError::Memory { blocks, block_size, bytes, source };
         // Layer by layer a lazily committing system would grant what it cannot hold in all: ask for the whole once.
-        device.zeros(shape.layers * slots, shape.key_width + shape.value_width).map_err(memory)?;
+        device.zeros_cache(shape.layers * slots, shape.key_width + shape.value_width).map_err(memory)?;
         let layer = || -> Result<LayerKv, OpError> {
             Ok(LayerKv {
-                keys: device.zeros(slots, shape.key_width)?,
-                values: device.zeros(slots, shape.value_width)?,
+                keys: device.zeros_cache(slots, shape.key_width)?,
+                values: device.zeros_cache(slots, shape.value_width)?,
             })
         };
         let layers = (0..shape.layers).map(|_| layer()).collect::<Result<_, _>>().map_err(memory)?;
@@ -124,7 +126,7 @@ mod tests {
 
     use super::*;
 
-    const SHAPE: KvShape = KvShape { layers: 2, key_width: 12, value_width: 8 };
+    const SHAPE: KvShape = KvShape { layers: 2, key_width: 12, value_width: 8, element_bytes: 4 };
     const SIXTEEN: BlockSize = BlockSize::new(16).unwrap();
 
     fn cache(shape: KvShape, blocks: u32) -> Result<PagedKv, CacheError> {
@@ -166,7 +168,8 @@ mod tests {
     fn a_cache_larger_than_the_address_space_is_refused_with_its_size() {
         // 2^62 bytes: countable, but no system maps as much.
         let error =
-            cache(KvShape { layers: 1 << 20, key_width: 1 << 35, value_width: 1 << 35 }, 1).unwrap_err();
+            cache(KvShape { layers: 1 << 20, key_width: 1 << 35, value_width: 1 << 35, element_bytes: 4 }, 1)
+                .unwrap_err();
         assert!(matches!(error, CacheError::Memory { bytes: 0x4000_0000_0000_0000, .. }), "{error}");
     }
 }

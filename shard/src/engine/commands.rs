@@ -10,6 +10,7 @@ use super::answer::{BatchSummary, Capacity, StepReport};
 use super::batch::Batch;
 use super::error::{EngineError, WarmupError};
 use super::request::{Admission, NewBatch};
+use super::row::Row;
 use super::step::{Machine, Stepper};
 use super::warmup::{self, MemoryShare, Warmup};
 use crate::backend::Device;
@@ -52,13 +53,13 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(parts: Parts) -> Self {
         Self {
-            parts,
             cache: None,
             prefill_max: TokenCount(0),
             step_expected: Duration::ZERO,
             batches: HashMap::new(),
             adapters: Adapters::default(),
-            stepper: Stepper::default(),
+            stepper: Stepper::new(&parts.device),
+            parts,
         }
     }
 
@@ -141,7 +142,7 @@ impl Core {
         self.rehearse(&warmup)?;
         let shape = self.parts.model.shape().kv;
         let ranks = &self.parts.ranks;
-        let budget = self.parts.memory.budget(ranks.partition().world)?;
+        let budget = self.parts.memory.budget(&self.parts.device, ranks.partition().world)?;
         // Agreed on before anybody takes memory for it.
         let blocks = BlockCount(ranks.least(warmup::blocks(shape, BLOCK_SIZE, budget).0)?);
         let limits = warmup::Limits {
@@ -179,7 +180,7 @@ impl Core {
             block_size: BLOCK_SIZE,
             adapters: &self.adapters,
         };
-        let (batch, size) = warmup::rehearsal(&warmup.batch, &admission)?;
+        let (batch, size) = warmup::rehearsal(&warmup.batch, &admission, device.rehearsal_tokens())?;
         let mut batch = admission.batch(batch)?;
         let logits = size.requests + size.tokens.min(self.stepper.prompt_logits_max(shape.vocabulary));
         model
@@ -187,7 +188,7 @@ impl Core {
             .map_err(|source| WarmupError::Prefill { tokens: size.tokens, source })?;
         let blocks = batch.summary(BLOCK_SIZE).tokens_max.blocks(BLOCK_SIZE);
         let mut cache = PagedKv::new(device, shape.kv, blocks, BLOCK_SIZE).map_err(WarmupError::Cache)?;
-        let mut machine = Machine { model: model.as_mut(), cache: &mut cache, tokenizer, ranks };
+        let mut machine = Machine { device, model: model.as_mut(), cache: &mut cache, tokenizer, ranks };
         let begin = Instant::now();
         let tokens: usize = batch.rows().iter().map(|row| row.ids().len()).sum();
         self.stepper.step(&mut machine, &mut batch).map_err(|source| WarmupError::Step(Box::new(source)))?;
@@ -205,9 +206,10 @@ impl Core {
         concat: Option<Duration>,
     ) -> Result<StepReport, EngineError> {
         let cache = self.cache.as_mut().ok_or(EngineError::NotWarm)?;
-        let Parts { model, tokenizer, ranks, .. } = &mut self.parts;
-        let mut machine = Machine { model: model.as_mut(), cache, tokenizer, ranks };
-        let mut report = self.stepper.step(&mut machine, &mut batch)?;
+        let Parts { model, device, tokenizer, ranks, .. } = &mut self.parts;
+        let mut machine = Machine { device, model: model.as_mut(), cache, tokenizer, ranks };
+        let report = self.stepper.step(&mut machine, &mut batch);
+        let mut report = report.map_err(|error| error.in_step(batch.rows().iter().map(Row::id)))?;
         if !batch.is_stopped() {
             batch.plan_chunks(self.prefill_max);
             report.batch = Some(batch.summary(BLOCK_SIZE));

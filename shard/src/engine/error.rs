@@ -2,7 +2,7 @@
 
 use kernels::OpError;
 use kernels::collective::GroupError;
-use proto::units::{BatchId, RequestId, SlotIndex, TokenCount};
+use proto::units::{BatchId, BlockSize, RequestId, SlotIndex, TokenCount};
 
 use crate::cache::CacheError;
 use crate::sampling::NotNumbers;
@@ -68,6 +68,14 @@ pub enum EngineError {
     /// The forward pass refused its input.
     #[error("forward pass: {0}")]
     Forward(#[from] OpError),
+    /// The device has failed: nothing can run on it any more.
+    #[error("the device failed in a step of {}: {source}", named(.requests))]
+    Device {
+        /// The requests of the step.
+        requests: Vec<RequestId>,
+        /// What was running, and what the device says.
+        source: OpError,
+    },
     /// The forward pass produced a row that is not a distribution.
     #[error("request {request}: {source}")]
     Logits {
@@ -107,8 +115,40 @@ impl EngineError {
             | Self::AdapterExists(_)
             | Self::Logits { .. }
             | Self::Gone => false,
+            Self::Device { .. } => true,
         }
     }
+
+    /// Whether this process can make no more steps.
+    pub(super) fn is_final(&self) -> bool {
+        let of_device = |error: &OpError| matches!(error, OpError::Device { .. });
+        match self {
+            Self::Device { .. } => true,
+            Self::Forward(source) => of_device(source),
+            Self::Warmup(WarmupError::Step(source)) => source.is_final(),
+            Self::Warmup(WarmupError::Prefill { source, .. }) => of_device(source),
+            _ => false,
+        }
+    }
+
+    /// Of a step of these requests.
+    pub(super) fn in_step(self, requests: impl Iterator<Item = RequestId>) -> Self {
+        match self {
+            Self::Forward(source) if matches!(source, OpError::Device { .. }) => {
+                Self::Device { requests: requests.collect(), source }
+            }
+            other => other,
+        }
+    }
+}
+
+/// Requests by their numbers, of which a line holds a few.
+fn named(requests: &[RequestId]) -> String {
+    const SHOWN: usize = 16;
+    let shown: Vec<String> = requests.iter().take(SHOWN).map(RequestId::to_string).collect();
+    let more = requests.len().saturating_sub(SHOWN);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("requests {}{rest}", shown.join(", "))
 }
 
 /// What is wrong with one request.
@@ -195,6 +235,12 @@ pub enum RequestError {
         /// Slots of the cache.
         limit: usize,
     },
+    /// Keys and values are stored block by block.
+    #[error("the slots of the request do not make up blocks of {block_size} tokens")]
+    SlotBlocks {
+        /// Tokens per block.
+        block_size: BlockSize,
+    },
     /// The shard numbers the blocks, and there are not enough of them.
     #[error("the batch needs {needed} cache slots, there are {limit}")]
     CacheFull {
@@ -248,6 +294,9 @@ pub enum WarmupError {
     /// The cache cannot be made.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The device does not say how much memory there is.
+    #[error(transparent)]
+    Device(#[from] OpError),
 }
 
 /// Why the shard is not healthy.

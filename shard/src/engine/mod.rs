@@ -10,7 +10,8 @@
 //!
 //! Invariants: only the engine thread touches the model; commands run one after another, in the order of the mailbox; a
 //! command that fails, or panics, costs at most the batches it named. Where several processes serve one model, a step that
-//! fails in one ends the engines of all: they could never again be sure to be at the same step.
+//! fails in one ends the engines of all: they could never again be sure to be at the same step. A device that fails ends the
+//! engine as well: whoever started the process starts it again.
 
 pub mod adapters;
 pub mod answer;
@@ -202,6 +203,9 @@ fn answer<T>(
         tracing::error!(%error, "command failed");
         if error.parts_ranks() && ranks.give_up() {
             tracing::error!("the shards of this model are no longer in step: this one ends");
+            next = ControlFlow::Break(());
+        } else if error.is_final() {
+            tracing::error!("the device has failed: this shard ends");
             next = ControlFlow::Break(());
         }
     }

@@ -189,6 +189,9 @@ impl Admission<'_> {
                 if slots.len() < reach {
                     return Err(RequestError::Slots { slots: slots.len(), needed: reach });
                 }
+                if !slots.make_up_blocks(self.block_size) {
+                    return Err(RequestError::SlotBlocks { block_size: self.block_size });
+                }
                 match slots.last_used().filter(|slot| slot.index() >= self.slots) {
                     Some(slot) => Err(RequestError::SlotRange { slot, limit: self.slots }),
                     None => Ok((blocks, slots)),

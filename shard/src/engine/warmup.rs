@@ -6,11 +6,8 @@ use sysinfo::System;
 use super::answer::Capacity;
 use super::error::{EngineError, WarmupError};
 use super::request::{Admission, NewBatch, NewRequest, Placement, Prompt, Stopping};
+use crate::backend::Device;
 use crate::cache::KvShape;
-
-/// Tokens of the step that the warm-up runs. On a CPU the largest step takes minutes with a large model. So few cost no more
-/// than one, whose time is that of reading the weights, and even that is much of a start from files that are in memory.
-const REHEARSAL_TOKENS: usize = 3;
 
 /// The caches of all ranks take no more than this of a machine's memory, which they share with everything else.
 const CACHE_BYTES_MAX: u64 = 4 << 30;
@@ -46,8 +43,15 @@ pub(super) struct Limits {
 }
 
 impl MemoryShare {
-    /// Bytes for the cache of each of `ranks` processes, of what is available now; a container's limit counts.
-    pub(super) fn budget(self, ranks: usize) -> Result<u64, WarmupError> {
+    /// Bytes for the cache of this rank, one of `ranks` on this machine, of what is available now.
+    ///
+    /// A GPU is a rank's own, and the share is that of all its memory. The memory of a machine is everybody's: a
+    /// container's limit counts, and all ranks together take no more than a few gigabytes.
+    pub(super) fn budget(self, device: &Device, ranks: usize) -> Result<u64, WarmupError> {
+        if let Some(memory) = device.memory()? {
+            let taken = memory.total - memory.free.min(memory.total);
+            return Ok(((memory.total as f64 * self.0) as u64).saturating_sub(taken));
+        }
         let mut system = System::new().map_err(|error| WarmupError::Probe(error.to_string()))?;
         system.refresh_memory();
         // What a container has read from files counts as its memory, but is given up when it is needed.
@@ -71,20 +75,21 @@ pub(super) struct StepSize {
 }
 
 /// The warm-up batch as this engine runs it, and the size of the step that was asked for: the beginning of each prompt,
-/// [`REHEARSAL_TOKENS`] in all, and one new token each.
+/// as many tokens as the device rehearses, and one new token each.
 pub(super) fn rehearsal(
     batch: &NewBatch,
     admission: &Admission<'_>,
+    tokens: usize,
 ) -> Result<(NewBatch, StepSize), EngineError> {
     let mut size = StepSize { tokens: 0, requests: batch.requests.len() };
-    let mut room = REHEARSAL_TOKENS.min(admission.shape.positions_max);
+    let mut room = tokens;
     let mut requests = Vec::new();
     for request in &batch.requests {
         let mut ids = admission
             .prompt_ids(request.prompt.clone())
             .map_err(|source| EngineError::Request { request: request.id, source })?;
         size.tokens += ids.len();
-        ids.truncate(room);
+        ids.truncate(room.min(admission.shape.positions_max));
         room -= ids.len();
         if ids.is_empty() {
             continue;
@@ -140,7 +145,7 @@ mod tests {
 
     const SIXTEEN: BlockSize = BlockSize::new(16).unwrap();
     /// 1024 bytes per block.
-    const SHAPE: KvShape = KvShape { layers: 1, key_width: 8, value_width: 8 };
+    const SHAPE: KvShape = KvShape { layers: 1, key_width: 8, value_width: 8, element_bytes: 4 };
     const FREE: Limits = Limits { input: None, total: None, sequence: None, positions: 4096 };
 
     fn capacity(budget: u64, limits: Limits) -> Result<(u32, u32, u32, u32), WarmupError> {
@@ -181,7 +186,8 @@ mod tests {
     fn the_budget_is_a_share_and_capped() {
         assert_eq!(MemoryShare(0.9).of(1000), 900);
         assert_eq!(MemoryShare(0.9).of(1 << 40), CACHE_BYTES_MAX);
-        let [whole, half] = [1, 2].map(|ranks| MemoryShare(1.0).budget(ranks).unwrap());
+        let device = Device::cpu(std::num::NonZeroUsize::MIN).unwrap();
+        let [whole, half] = [1, 2].map(|ranks| MemoryShare(1.0).budget(&device, ranks).unwrap());
         assert!(half > 0 && half <= CACHE_BYTES_MAX / 2 && half < whole, "{half} of {whole}");
     }
 }

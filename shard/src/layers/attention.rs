@@ -1,7 +1,9 @@
-use kernels::{HeadShape, OpError, Sequence};
+use kernels::{HeadShape, OpError};
 
 use super::{LayerError, Linear, Norm, NormSpec, Pass, Rope, project};
-use crate::backend::{self, AttentionRules, CopyParts, Device, RopeCacheWrite, Tensor};
+use crate::backend::{
+    self, AttentionRules, AttentionScratch, CopyParts, Device, Indices, RopeCacheWrite, Sequences, Tensor,
+};
 use crate::cache::LayerKv;
 use crate::weights::{Partition, Region, Rows, WeightPath};
 
@@ -131,6 +133,7 @@ pub struct AttentionBuffers {
     key: Tensor,
     value: Tensor,
     context: Tensor,
+    scratch: AttentionScratch,
     /// Queries or keys of all ranks.
     gathered: Option<[Tensor; 2]>,
 }
@@ -141,9 +144,9 @@ pub struct AttentionStep<'a> {
     /// The model's rotary embeddings; they cover the step.
     pub ropes: &'a [Rope],
     /// `[T]`, where each token's key and value go.
-    pub slots: &'a [u32],
+    pub slots: &'a Indices,
     /// The requests; their rows cover `0 .. T` without overlap.
-    pub sequences: &'a [Sequence<'a>],
+    pub sequences: Sequences<'a>,
 }
 
 /// What an attention layer reads and writes.
@@ -250,7 +253,7 @@ impl Attention {
         io: AttentionIo<'_, AttentionBuffers>,
     ) -> Result<(), OpError> {
         let AttentionIo { input, cache, buffers, out } = io;
-        let AttentionBuffers { query, key, value, context, gathered } = buffers;
+        let AttentionBuffers { query, key, value, context, scratch, gathered } = buffers;
         project(
             pass,
             input,
@@ -288,6 +291,7 @@ impl Attention {
             query,
             cache,
             sequences: step.sequences,
+            scratch,
             out: context,
         })?;
         self.output.forward(pass, context, out)
@@ -398,6 +402,7 @@ impl AttentionBuffers {
             key: device.zeros(0, heads.kv_width())?,
             value: device.zeros(0, heads.kv_width())?,
             context: device.zeros(0, heads.query_width())?,
+            scratch: device.attention_scratch()?,
             gathered: if whole && partition.is_split() { Some(gathered()?) } else { None },
         })
     }

@@ -1,8 +1,8 @@
 use kernels::{DType, OpError};
 
 use super::{LayerError, Linear, Norm, NormSpec, Pass};
-use crate::backend::{Device, Tensor};
-use crate::weights::{Region, Rows, Weight, WeightPath};
+use crate::backend::{Device, Indices, Matrix, Tensor};
+use crate::weights::{Region, Rows, WeightPath};
 
 /// From token ids to the first hidden states.
 #[derive(Clone, Debug)]
@@ -35,12 +35,13 @@ pub struct LearnedPositions {
 /// A vector per token id, and what is done to it before the first layer. Each rank has a block of the vocabulary.
 #[derive(Debug)]
 pub struct Embedding {
-    table: Weight,
+    dtype: DType,
+    table: Matrix,
     /// The id of the table's first row.
     first: u32,
     split: bool,
     scale: Option<f32>,
-    positions: Option<Weight>,
+    positions: Option<Matrix>,
     project: Option<Linear>,
     norm: Option<Norm>,
 }
@@ -59,13 +60,16 @@ impl Embedding {
         let table = Region::all(vocabulary, width).with_rows(Rows::range(rows.clone()));
         let positions = spec.positions.map(|LearnedPositions { name, offset, count }| {
             let rows = Rows::range(offset..offset + count);
-            path.at(name).at("weight").matrix(&Region::all(offset + count, hidden).with_rows(rows))
+            let region = Region::all(offset + count, hidden).with_rows(rows);
+            Ok::<_, LayerError>(device.place(path.at(name).at("weight").matrix(&region)?)?)
         });
         let project =
             spec.project.map(|name| Linear::load(&path.at(name), device, &Region::all(hidden, width), false));
         let norm = spec.norm.map(|(name, spec)| Norm::load(&path.at(name), device, hidden, spec));
+        let table = path.at(spec.name).at("weight").matrix(&table)?;
         Ok(Self {
-            table: path.at(spec.name).at("weight").matrix(&table)?,
+            dtype: device.weight_dtype(table.dtype()),
+            table: device.place(table)?,
             first: rows.start as u32,
             split: path.partition().is_split(),
             scale: spec.scale,
@@ -79,8 +83,8 @@ impl Embedding {
     pub fn forward(
         &self,
         pass: &Pass<'_>,
-        ids: &[u32],
-        positions: &[u32],
+        ids: &Indices,
+        positions: &Indices,
         rows: &mut Tensor,
         out: &mut Tensor,
     ) -> Result<(), OpError> {
@@ -109,8 +113,8 @@ impl Embedding {
         Linear::from_parts(self.table.clone(), None)
     }
 
-    /// Stored element type.
+    /// Element type of the table.
     pub fn dtype(&self) -> DType {
-        self.table.dtype()
+        self.dtype
     }
 }

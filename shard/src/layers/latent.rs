@@ -1,8 +1,10 @@
 use kernels::{HeadShape, OpError};
 
 use super::{AttentionIo, AttentionStep, LayerError, Linear, Norm, NormSpec, Pass, project};
-use crate::backend::{self, AttentionRules, CopyParts, Device, RopeCacheWrite, Tensor};
-use crate::weights::{Partition, Region, Rows, Weight, WeightPath};
+use crate::backend::{
+    self, AttentionRules, AttentionScratch, CopyParts, Device, Matrix, RopeCacheWrite, Tensor,
+};
+use crate::weights::{Partition, Region, Rows, WeightPath};
 
 /// Sizes of a latent attention layer over all ranks.
 #[derive(Clone, Debug)]
@@ -54,9 +56,9 @@ pub struct LatentAttention {
     latent_norm: Norm,
     key_rotary: Linear,
     /// `[heads * latent_dim, plain_dim]`
-    absorb_key: Weight,
+    absorb_key: Matrix,
     /// `[heads * value_dim, latent_dim]`
-    expand_value: Weight,
+    expand_value: Matrix,
     output: Linear,
     heads: HeadShape,
     latent_dim: usize,
@@ -79,6 +81,7 @@ pub struct LatentBuffers {
     key: Tensor,
     context_latent: Tensor,
     context: Tensor,
+    scratch: AttentionScratch,
 }
 
 impl LatentSpec {
@@ -138,8 +141,8 @@ impl LatentAttention {
             latent: latent_rows(0..latent_dim)?,
             latent_norm: Norm::load(&path.at("kv_a_layernorm"), device, latent_dim, spec.norm)?,
             key_rotary: latent_rows(latent_dim..latent_dim + rotary_dim)?,
-            absorb_key: expand_rows(0, plain_dim)?.transpose_parts(heads.len()),
-            expand_value: expand_rows(plain_dim, value_dim)?,
+            absorb_key: device.place(expand_rows(0, plain_dim)?.transpose_parts(heads.len()))?,
+            expand_value: device.place(expand_rows(plain_dim, value_dim)?)?,
             output: linear("o_proj", &output, bias)?,
             heads: spec.local_heads(path.partition()),
             latent_dim,
@@ -158,7 +161,7 @@ impl LatentAttention {
         let AttentionIo { input, cache, buffers, out } = io;
         self.make_query(pass, input, buffers)?;
         self.make_key(pass, input, buffers)?;
-        let LatentBuffers { query, key, context_latent, context, .. } = buffers;
+        let LatentBuffers { query, key, context_latent, context, scratch, .. } = buffers;
         pass.device.rope_cache_write(RopeCacheWrite {
             angles: Some(step.ropes[self.rope].angles()),
             heads: self.heads,
@@ -176,6 +179,7 @@ impl LatentAttention {
             query,
             cache,
             sequences: step.sequences,
+            scratch,
             out: context_latent,
         })?;
         pass.device.linear_per_head(self.heads.heads, context_latent, &self.expand_value, context)?;
@@ -251,6 +255,7 @@ impl LatentBuffers {
             key: zeros(spec.key_width())?,
             context_latent: zeros(heads * spec.latent_dim)?,
             context: zeros(heads * spec.value_dim)?,
+            scratch: device.attention_scratch()?,
         })
     }
 

@@ -1,14 +1,13 @@
 use kernels::OpError;
 
 use super::{LayerError, Pass};
-use crate::backend::{Device, Product, Projection, Tensor};
-use crate::weights::{Region, Weight, WeightPath};
+use crate::backend::{Device, Matrix, Product, Projection, Tensor};
+use crate::weights::{Region, WeightPath};
 
 /// `out = input * weight^T + bias`, with the weight as the checkpoint stores it: `[outputs, inputs]`.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Weight,
-    bias: Option<Tensor>,
+    projection: Projection,
     /// Where an adapter has what it adds to this layer.
     number: Option<usize>,
 }
@@ -22,9 +21,10 @@ impl Linear {
         bias: bool,
     ) -> Result<Self, LayerError> {
         let bias = own_bias(bias.then(|| path.at("bias")), region)?;
-        let weight = path.at("weight").matrix(region)?;
+        let weight = device.place(path.at("weight").matrix(region)?)?;
         let number = path.register(region, bias.clone());
-        Ok(Self { weight, bias: upload(device, bias)?, number: Some(number) })
+        let projection = Projection { weight, bias: upload(device, bias)? };
+        Ok(Self { projection, number: Some(number) })
     }
 
     /// A layer that no adapter changes, from tensors of any name.
@@ -35,12 +35,12 @@ impl Linear {
         region: &Region,
     ) -> Result<Self, LayerError> {
         let bias = own_bias(bias, region)?;
-        Ok(Self { weight: weight.matrix(region)?, bias: upload(device, bias)?, number: None })
+        Ok(Self::from_parts(device.place(weight.matrix(region)?)?, upload(device, bias)?))
     }
 
     /// A layer that no adapter changes.
-    pub fn from_parts(weight: Weight, bias: Option<Tensor>) -> Self {
-        Self { weight, bias, number: None }
+    pub fn from_parts(weight: Matrix, bias: Option<Tensor>) -> Self {
+        Self { projection: Projection { weight, bias }, number: None }
     }
 
     /// Applies the layer; `input`: `[T, inputs]`, `out`: `[T, outputs]`.
@@ -49,8 +49,8 @@ impl Linear {
     }
 
     /// The weight and its bias, for operations that take several layers at once.
-    pub fn projection(&self) -> Projection<'_> {
-        Projection { weight: &self.weight, bias: self.bias.as_ref() }
+    pub fn into_projection(self) -> Projection {
+        self.projection
     }
 
     /// Its number among the layers of the model that adapters can change.
@@ -81,8 +81,8 @@ pub fn project<const N: usize>(
     mut layers: [(&Linear, &mut Tensor); N],
 ) -> Result<(), OpError> {
     let products = layers.each_mut().map(|(layer, out)| Product {
-        weight: &layer.weight,
-        bias: layer.bias.as_ref(),
+        weight: &layer.projection.weight,
+        bias: layer.projection.bias.as_ref(),
         out,
     });
     pass.device.linear(input, products)?;

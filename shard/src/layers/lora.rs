@@ -3,8 +3,7 @@ use std::ops::Range;
 use kernels::OpError;
 
 use super::{Linear, Pass};
-use crate::backend::{LowRank, Tensor};
-use crate::weights::Weight;
+use crate::backend::{LowRank, Matrix, Tensor};
 
 /// What an adapter adds to the linear layers of a model, cut for this rank. Source: Hu et al. 2021 (LoRA).
 #[derive(Debug, Default)]
@@ -26,9 +25,9 @@ pub struct Addition {
 #[derive(Debug)]
 pub struct LowRankPair {
     /// `[rank, inputs]`
-    pub a: Weight,
+    pub a: Matrix,
     /// `[outputs, rank]`
-    pub b: Weight,
+    pub b: Matrix,
     /// Multiplies the product: `alpha / rank`, or `alpha / sqrt(rank)`.
     pub scale: f32,
 }

@@ -1,7 +1,9 @@
-use kernels::{Gating, Groups, Normalize, OpError, Routes, Routing, Score};
+use kernels::{Gating, Groups, Normalize, OpError, Score};
 
 use super::{LayerError, Linear, Mlp, MlpBuffers, MlpSpec, Pass};
-use crate::backend::{Device, Expert, ExpertScratch, Experts, Tensor};
+use crate::backend::{
+    Device, Expert, ExpertScratch, ExpertSet, Experts, Projection, Routes, Routing, Tensor,
+};
 use crate::weights::{Partition, Region, Rows, Stack, WeightPath};
 
 /// Sizes of a mixture of experts over all ranks, and what it is made of. Source: Shazeer et al. 2017.
@@ -99,16 +101,9 @@ pub struct Moe {
     router: Linear,
     routing: RoutingSpec,
     correction: Option<Tensor>,
-    experts: Vec<ExpertLayers>,
+    experts: ExpertSet,
     gating: Gating,
     shared: Option<Shared>,
-}
-
-#[derive(Debug)]
-struct ExpertLayers {
-    gate: Linear,
-    up: Linear,
-    down: Linear,
 }
 
 #[derive(Debug)]
@@ -151,13 +146,14 @@ impl Moe {
                 },
             })
         };
+        let experts = (0..spec.experts)
+            .map(|index| load_expert(path, device, spec, index))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             router: Linear::load(&path.at(spec.router), device, &router, spec.router_bias)?,
             routing: spec.routing,
             correction,
-            experts: (0..spec.experts)
-                .map(|index| ExpertLayers::load(path, device, spec, index))
-                .collect::<Result<_, _>>()?,
+            experts: device.expert_set(experts)?,
             gating: spec.gating,
             shared: spec.shared.as_ref().map(shared).transpose()?,
         })
@@ -180,13 +176,12 @@ impl Moe {
             chosen,
             score,
             groups,
-            correction: self.correction.as_ref().map(Tensor::host),
+            correction: self.correction.as_ref(),
             normalize,
             scale,
         };
         pass.device.route(scores, &routing, routes)?;
-        let experts: Vec<Expert<'_>> = self.experts.iter().map(ExpertLayers::as_op).collect();
-        let (experts, gating) = (&experts[..], self.gating);
+        let (experts, gating) = (&self.experts, self.gating);
         pass.device.experts(Experts { input, routes, experts, gating, scratch, out: &mut *out })?;
         if let (Some(layers), Some(buffers)) = (&self.shared, shared) {
             layers.mlp.forward(pass, input, &mut buffers.mlp, &mut buffers.out)?;
@@ -200,57 +195,51 @@ impl Moe {
     }
 }
 
-impl ExpertLayers {
-    fn load(
-        path: &WeightPath<'_>,
-        device: &Device,
-        spec: &MoeSpec,
-        index: usize,
-    ) -> Result<Self, LayerError> {
-        let MoeSpec { hidden, intermediate, experts, bias, .. } = *spec;
-        let part = path.partition().even(intermediate);
-        let rows = Rows::range(part.clone());
-        let into = Region::all(intermediate, hidden).with_rows(rows);
-        let out = Region::all(hidden, intermediate).with_cols(part.clone());
-        match spec.names {
-            ExpertNames::Separate { experts, gate, up, down } => {
-                let expert = path.at(experts).at(index);
-                let linear = |name, region| Linear::load(&expert.at(name), device, region, bias);
-                Ok(Self { gate: linear(gate, &into)?, up: linear(up, &into)?, down: linear(down, &out)? })
-            }
-            ExpertNames::Fused { gate_up, down, transposed, interleaved } => {
-                let stack = Some(Stack { index, count: experts });
-                let halves = |second: usize| match interleaved {
-                    true => Rows::strided(second, 1, intermediate, 2).slice(part.clone()),
-                    false => {
-                        Rows::range(second * intermediate + part.start..second * intermediate + part.end)
-                    }
-                };
-                let both = |second| {
-                    Region { stack, ..Region::all(2 * intermediate, hidden) }
-                        .with_rows(halves(second))
-                        .transposed(transposed)
-                };
-                let out = Region { stack, ..out }.transposed(transposed);
-                let linear = |name, region: Region| unnamed(path, name, device, &region, bias);
-                Ok(Self {
-                    gate: linear(gate_up, both(0))?,
-                    up: linear(gate_up, both(1))?,
-                    down: linear(down, out)?,
-                })
-            }
-            ExpertNames::Flat { gate, up, down } => {
-                let stack = Some(Stack { index, count: experts });
-                let into = Region { stack, ..into };
-                let out = Region { stack, ..out }.transposed(true);
-                let linear = |name, region: &Region| unnamed(path, name, device, region, bias);
-                Ok(Self { gate: linear(gate, &into)?, up: linear(up, &into)?, down: linear(down, &out)? })
-            }
+fn load_expert(
+    path: &WeightPath<'_>,
+    device: &Device,
+    spec: &MoeSpec,
+    index: usize,
+) -> Result<Expert, LayerError> {
+    let MoeSpec { hidden, intermediate, experts, bias, .. } = *spec;
+    let part = path.partition().even(intermediate);
+    let rows = Rows::range(part.clone());
+    let into = Region::all(intermediate, hidden).with_rows(rows);
+    let out = Region::all(hidden, intermediate).with_cols(part.clone());
+    match spec.names {
+        ExpertNames::Separate { experts, gate, up, down } => {
+            let expert = path.at(experts).at(index);
+            let linear = |name, region| {
+                Ok::<_, LayerError>(Linear::load(&expert.at(name), device, region, bias)?.into_projection())
+            };
+            Ok(Expert { gate: linear(gate, &into)?, up: linear(up, &into)?, down: linear(down, &out)? })
         }
-    }
-
-    fn as_op(&self) -> Expert<'_> {
-        Expert { gate: self.gate.projection(), up: self.up.projection(), down: self.down.projection() }
+        ExpertNames::Fused { gate_up, down, transposed, interleaved } => {
+            let stack = Some(Stack { index, count: experts });
+            let halves = |second: usize| match interleaved {
+                true => Rows::strided(second, 1, intermediate, 2).slice(part.clone()),
+                false => Rows::range(second * intermediate + part.start..second * intermediate + part.end),
+            };
+            let both = |second| {
+                Region { stack, ..Region::all(2 * intermediate, hidden) }
+                    .with_rows(halves(second))
+                    .transposed(transposed)
+            };
+            let out = Region { stack, ..out }.transposed(transposed);
+            let linear = |name, region: Region| unnamed(path, name, device, &region, bias);
+            Ok(Expert {
+                gate: linear(gate_up, both(0))?,
+                up: linear(gate_up, both(1))?,
+                down: linear(down, out)?,
+            })
+        }
+        ExpertNames::Flat { gate, up, down } => {
+            let stack = Some(Stack { index, count: experts });
+            let into = Region { stack, ..into };
+            let out = Region { stack, ..out }.transposed(true);
+            let linear = |name, region: &Region| unnamed(path, name, device, region, bias);
+            Ok(Expert { gate: linear(gate, &into)?, up: linear(up, &into)?, down: linear(down, &out)? })
+        }
     }
 }
 
@@ -261,9 +250,9 @@ fn unnamed(
     device: &Device,
     region: &Region,
     bias: bool,
-) -> Result<Linear, LayerError> {
+) -> Result<Projection, LayerError> {
     let bias = bias.then(|| path.at(format!("{name}_bias")));
-    Linear::load_unnumbered(&path.at(name), bias, device, region)
+    Ok(Linear::load_unnumbered(&path.at(name), bias, device, region)?.into_projection())
 }
 
 impl MoeBuffers {
@@ -277,9 +266,9 @@ impl MoeBuffers {
             })
         };
         Ok(Self {
-            scores: device.zeros(0, spec.experts)?,
-            routes: Routes::default(),
-            scratch: ExpertScratch::default(),
+            scores: device.zeros_f32(0, spec.experts)?,
+            routes: device.routes()?,
+            scratch: device.expert_scratch()?,
             shared: spec.shared.as_ref().map(shared).transpose()?,
         })
     }

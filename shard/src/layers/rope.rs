@@ -2,7 +2,7 @@ use std::f64::consts::TAU;
 
 use kernels::{OpError, RopeLayout};
 
-use crate::backend::{Device, RopeAngles, Tensor};
+use crate::backend::{Device, Indices, RopeAngles, Tensor};
 
 /// Positions in the table at first; it doubles when a step goes beyond.
 const POSITIONS_FIRST: usize = 1024;
@@ -103,7 +103,9 @@ pub struct Rope {
     /// Angles of one step's tokens in turn, for lengths that are not foreseen.
     step: Option<Table>,
     /// Row of each token of the step.
-    rows: Vec<u32>,
+    rows: Indices,
+    /// The same while it is made.
+    found: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -117,7 +119,14 @@ impl Rope {
     pub fn new(device: &Device, spec: RopeSpec) -> Result<Self, OpError> {
         let positions = POSITIONS_FIRST.min(spec.positions_max);
         let table = spec.table(device, positions)?;
-        Ok(Self { device: device.clone(), spec, table, step: None, rows: Vec::new() })
+        Ok(Self {
+            device: device.clone(),
+            spec,
+            table,
+            step: None,
+            rows: device.indices(),
+            found: Vec::new(),
+        })
     }
 
     /// Finds the angles of a step's tokens. Errors when a position is beyond what the model was made for.
@@ -128,11 +137,11 @@ impl Rope {
         if needed > limit {
             return Err(OpError::Index { op: "rope", what: "position", index: needed - 1, limit });
         }
-        self.rows.clear();
+        self.found.clear();
         if self.spec.is_beyond(lengths) {
             self.step = Some(self.spec.step_table(&self.device, places)?);
-            self.rows.extend(0..positions.len() as u32);
-            return Ok(());
+            self.found.extend(0..positions.len() as u32);
+            return self.rows.set(&self.found);
         }
         self.step = None;
         let per_position = self.spec.rows_per_position();
@@ -141,8 +150,8 @@ impl Rope {
             self.table = self.spec.table(&self.device, positions)?;
         }
         let rows = positions.iter().zip(lengths);
-        self.rows.extend(rows.map(|(&position, &length)| self.spec.row(position, length)));
-        Ok(())
+        self.found.extend(rows.map(|(&position, &length)| self.spec.row(position, length)));
+        self.rows.set(&self.found)
     }
 
     /// The angles of the tokens that were covered last.
@@ -375,10 +384,10 @@ mod tests {
         let mut rope = Rope::new(&device(), spec(4, 100.0, scaling())).unwrap();
         rope.cover(TokenPlaces { positions: &[3, 3], lengths: &[10, 20] }).unwrap();
         let sin = rope.angles().sin.host().to_vec();
-        assert_eq!(rope.angles().rows, [0, 1]);
+        assert_eq!(rope.angles().rows.values(), [0, 1]);
         assert_eq!([sin[1], sin[3]], [0.3f64.sin() as f32, 0.1f64.sin() as f32]);
         rope.cover(TokenPlaces { positions: &[3], lengths: &[4] }).unwrap();
-        assert_eq!(rope.angles().rows, [3]);
+        assert_eq!(rope.angles().rows.values(), [3]);
     }
 
     #[test]
@@ -395,7 +404,7 @@ mod tests {
         let mut rope = Rope::new(&device(), spec(4, 100.0, scaling)).unwrap();
         rope.cover(TokenPlaces { positions: &[3, 3], lengths: &[10, 11] }).unwrap();
         let RopeAngles { rows, sin, .. } = rope.angles();
-        let row = |index: usize| &sin.host()[2 * rows[index] as usize..][..2];
+        let row = |index: usize| &sin.host()[2 * rows.values()[index] as usize..][..2];
         assert_eq!(row(0), [3f64.sin() as f32, 0.15f64.sin() as f32]);
         assert_eq!(row(1), [(1.5 * 0.75f64.sin()) as f32, (1.5 * 0.0375f64.sin()) as f32]);
     }
@@ -415,7 +424,7 @@ mod tests {
         let before = rope.angles().cos.host().to_vec();
         cover(&mut rope, &[3, 1024, 0]).unwrap();
         assert_eq!(rope.angles().cos.rows(), 2048);
-        assert_eq!(rope.angles().rows, [3, 1024, 0]);
+        assert_eq!(rope.angles().rows.values(), [3, 1024, 0]);
         assert_eq!(rope.angles().cos.host()[..before.len()], before);
         cover(&mut rope, &[4999]).unwrap();
         assert_eq!(rope.angles().sin.rows(), 5000);

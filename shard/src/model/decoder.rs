@@ -8,7 +8,7 @@ use super::layer::{Layer, LayerBuffers, Stream};
 use super::spec::{AttentionKind, DecoderSpec, HeadWeight};
 use super::{LoadError, Model, ModelShape, StepInput, input};
 use crate::adapters::AdapterLayout;
-use crate::backend::{Device, Tensor};
+use crate::backend::{Device, Indices, SequenceBuffer, Tensor};
 use crate::cache::{KvShape, PagedKv};
 use crate::collective::Ranks;
 use crate::layers::{AttentionStep, Embedding, Linear, Norm, Pass, Rope, TokenPlaces};
@@ -54,6 +54,16 @@ struct Workspace {
     logits_part: Tensor,
     /// `[R, vocabulary]`
     logits: Tensor,
+    step: StepArrays,
+}
+
+/// What a step says about its tokens, where the device finds it.
+struct StepArrays {
+    ids: Indices,
+    positions: Indices,
+    slots: Indices,
+    logits_at: Indices,
+    sequences: SequenceBuffer,
 }
 
 impl Decoder {
@@ -89,7 +99,7 @@ impl Decoder {
             bodies: spec.body,
         };
         Ok(Self {
-            shape: shape(spec, &embedding, weights.partition()),
+            shape: shape(spec, &embedding, &device, weights.partition()),
             head,
             adapters: Arc::new(adapters),
             workspace: Workspace::new(&device, spec, weights.partition())?,
@@ -105,9 +115,12 @@ impl Decoder {
     fn run(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<(), OpError> {
         let Self { device, ranks, embedding, ropes, layers, workspace, .. } = self;
         let pass = Pass { device, ranks, adapters: input.adapters };
-        let Workspace { stream, layers: buffers, embedded, .. } = workspace;
-        let step = AttentionStep { ropes, slots: input.slots, sequences: input.sequences };
-        embedding.forward(&pass, input.ids, input.positions, embedded, &mut stream.residual)?;
+        let Workspace { stream, layers: buffers, embedded, step: arrays, .. } = workspace;
+        arrays.set(input)?;
+        let StepArrays { ids, positions, slots, sequences, .. } = arrays;
+        let sequences = sequences.set(input.sequences, input.block_size)?;
+        let step = AttentionStep { ropes, slots, sequences };
+        embedding.forward(&pass, ids, positions, embedded, &mut stream.residual)?;
         stream.pending = false;
         for (index, layer) in layers.iter().enumerate() {
             layer.forward(&pass, step, cache.layer_mut(index)?, stream, buffers)?;
@@ -119,7 +132,9 @@ impl Decoder {
     fn run_head(&mut self, rows: &[u32]) -> Result<(), OpError> {
         let Self { device, ranks, last_norm, head, workspace, .. } = self;
         let pass = Pass { device, ranks, adapters: &[] };
-        let Workspace { stream, residual_last, delta_last, normed_last, .. } = workspace;
+        let Workspace { stream, residual_last, delta_last, normed_last, step, .. } = workspace;
+        step.logits_at.set(rows)?;
+        let rows = &step.logits_at;
         device.select_rows(&stream.residual, rows, residual_last)?;
         if stream.pending {
             device.select_rows(&stream.delta, rows, delta_last)?;
@@ -162,7 +177,7 @@ impl Model for Decoder {
         self.workspace.set_rows(tokens, logits)
     }
 
-    fn forward(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<&Tensor, OpError> {
+    fn forward(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<&mut Tensor, OpError> {
         input::check(input, &self.shape, cache)?;
         let places = TokenPlaces { positions: input.positions, lengths: input.lengths };
         self.ropes.iter_mut().try_for_each(|rope| rope.cover(places))?;
@@ -177,7 +192,7 @@ impl Model for Decoder {
             }
             Ok(())
         })?;
-        Ok(&self.workspace.logits)
+        Ok(&mut self.workspace.logits)
     }
 }
 
@@ -189,7 +204,7 @@ fn body<'a>(spec: &DecoderSpec, weights: &WeightPath<'a>) -> WeightPath<'a> {
     found.or_else(|| places.clone().next()).unwrap_or_else(|| weights.clone())
 }
 
-fn shape(spec: &DecoderSpec, embedding: &Embedding, partition: Partition) -> ModelShape {
+fn shape(spec: &DecoderSpec, embedding: &Embedding, device: &Device, partition: Partition) -> ModelShape {
     // All layers of a model have the same heads.
     let (key_width, value_width) = match spec.layers.first().map(|layer| &layer.attention) {
         Some(AttentionKind::Heads(attention)) => {
@@ -201,7 +216,12 @@ fn shape(spec: &DecoderSpec, embedding: &Embedding, partition: Partition) -> Mod
     };
     ModelShape {
         vocabulary: spec.vocabulary,
-        kv: KvShape { layers: spec.layers.len(), key_width, value_width },
+        kv: KvShape {
+            layers: spec.layers.len(),
+            key_width,
+            value_width,
+            element_bytes: device.cache_element_bytes(),
+        },
         positions_max: spec.positions_max,
         dtype: embedding.dtype(),
     }
@@ -221,7 +241,7 @@ impl Head {
         // Adapters do not reach the head: its layers have no numbers.
         let project = head.project.map(|name| -> Result<Linear, LoadError> {
             let weight = body.at(name).at("weight").matrix(&Region::all(width, hidden))?;
-            Ok(Linear::from_parts(weight, None))
+            Ok(Linear::from_parts(device.place(weight)?, None))
         });
         let linear = match head.weight {
             HeadWeight::Tied => embedding.tied_head(),
@@ -232,7 +252,10 @@ impl Head {
                 let rows = Rows::range(partition.vocabulary(vocabulary));
                 let region = Region::all(vocabulary, width).with_rows(rows);
                 match normalized {
-                    true => Linear::from_parts(path.at("weight").matrix(&region)?.normalize_rows(), None),
+                    true => {
+                        let weight = path.at("weight").matrix(&region)?.normalize_rows();
+                        Linear::from_parts(device.place(weight)?, None)
+                    }
                     false => {
                         let bias = bias.then(|| path.at("bias"));
                         Linear::load_unnumbered(&path.at("weight"), bias, device, &region)?
@@ -275,6 +298,14 @@ impl Head {
     }
 }
 
+impl StepArrays {
+    fn set(&mut self, input: &StepInput<'_>) -> Result<(), OpError> {
+        self.ids.set(input.ids)?;
+        self.positions.set(input.positions)?;
+        self.slots.set(input.slots)
+    }
+}
+
 impl Workspace {
     fn new(device: &Device, spec: &DecoderSpec, partition: Partition) -> Result<Self, OpError> {
         let hidden = || device.zeros(0, spec.hidden);
@@ -291,8 +322,15 @@ impl Workspace {
             delta_last: hidden()?,
             normed_last: hidden()?,
             projected_last: embedded()?,
-            logits_part: device.zeros(0, part)?,
-            logits: device.zeros(0, spec.vocabulary)?,
+            logits_part: device.zeros_f32(0, part)?,
+            logits: device.zeros_f32(0, spec.vocabulary)?,
+            step: StepArrays {
+                ids: device.indices(),
+                positions: device.indices(),
+                slots: device.indices(),
+                logits_at: device.indices(),
+                sequences: device.sequences()?,
+            },
         })
     }
 

@@ -63,7 +63,7 @@ mod tests {
 
     const MODEL: ModelShape = ModelShape {
         vocabulary: 10,
-        kv: KvShape { layers: 1, key_width: 2, value_width: 2 },
+        kv: KvShape { layers: 1, key_width: 2, value_width: 2, element_bytes: 4 },
         positions_max: 4,
         dtype: DType::F32,
     };
@@ -88,6 +88,7 @@ mod tests {
             lengths: &[1, 4],
             slots: &[6, 7],
             sequences,
+            block_size: 4,
             logits_at: &[1],
             adapters: &[],
         };
@@ -109,6 +110,7 @@ mod tests {
             lengths: &[],
             slots: &[],
             sequences: &[],
+            block_size: 4,
             logits_at: &[],
             adapters: &[],
         };

@@ -52,7 +52,7 @@ use crate::backend::{Device, Tensor};
 use crate::cache::{KvShape, PagedKv};
 use crate::collective::Ranks;
 use crate::layers::{AdapterRows, LayerError};
-use crate::weights::{Checkpoint, Loader, Progress, RandomWeights, WeightError, WeightSource, prefetch};
+use crate::weights::{Checkpoint, Loader, Progress, RandomWeights, WeightError, WeightSource};
 
 pub use config_file::{ConfigError, ConfigFile, Fields};
 pub use decoder::Decoder;
@@ -86,6 +86,8 @@ pub struct StepInput<'a> {
     pub slots: &'a [u32],
     /// The requests; their rows cover `0 .. T` without overlap.
     pub sequences: &'a [Sequence<'a>],
+    /// Tokens per cache block. The slots of a request make up whole blocks, of which the last may be cut short.
+    pub block_size: usize,
     /// `[R]`, the tokens whose logits are wanted, in ascending order.
     pub logits_at: &'a [u32],
     /// Rows that are changed by adapters; none overlaps another.
@@ -105,8 +107,8 @@ pub trait Model: Send {
     fn reserve(&mut self, tokens: usize, logits: usize) -> Result<(), OpError>;
 
     /// One pass over a flattened batch; keys and values go into `cache`. Returns logits of the `R` positions that
-    /// `input` selects: `[R, vocabulary]`, f32. The result lives until the next pass, whose buffers it shares.
-    fn forward(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<&Tensor, OpError>;
+    /// `input` selects: `[R, vocabulary]`, f32. The result lives until the next pass, whose buffers it shares, and may be changed.
+    fn forward(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<&mut Tensor, OpError>;
 }
 
 /// Why a model cannot be loaded. Each names the file, and the field or the tensor.
@@ -238,6 +240,13 @@ impl Blueprint {
         Ok(Self { directory: directory.to_owned(), spec, dtype: dtype(&file.fields())? })
     }
 
+    /// What weights and activations are on a device where all of them have one type: what was asked for, else what the
+    /// configuration says. Checkpoints in float32 were as a rule trained to run in half of that.
+    pub fn dtype(&self, options: &LoadOptions) -> DType {
+        let stored = self.dtype.filter(|dtype| *dtype != DType::F32);
+        options.dtype.or(stored).unwrap_or(DType::F16)
+    }
+
     /// Loads this rank's part of the weights. They stay in the mapped files where they lie there as they are needed, and are
     /// in memory when this returns; `report` is told how far that has come.
     ///
@@ -257,10 +266,9 @@ impl Blueprint {
                 WeightSource::Random(RandomWeights { seed: *seed, dtype })
             }
         };
-        let loader = Loader::new(source, ranks.partition(), options.dtype);
-        let decoder = Decoder::load(&self.spec, &loader, device, ranks)?;
-        let ranges = loader.mapped().into_iter().map(|mapped| (mapped.file, mapped.range));
-        prefetch(&ranges.collect::<Vec<_>>(), report)?;
+        let loader = Loader::new(source, ranks.partition(), options.dtype.filter(|_| !device.converts()));
+        let decoder = Decoder::load(&self.spec, &loader, device.clone(), ranks)?;
+        device.settle(&loader.mapped(), report)?;
         Ok(Box::new(decoder))
     }
 }

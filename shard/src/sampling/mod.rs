@@ -89,6 +89,17 @@ pub struct Sampler {
     generated: u64,
 }
 
+/// A token to choose, of one request.
+#[derive(Debug)]
+pub struct Pick<'a> {
+    /// The row of logits that it is chosen from.
+    pub row: usize,
+    /// How.
+    pub sampler: &'a mut Sampler,
+    /// Alternatives to list.
+    pub top: usize,
+}
+
 /// Buffers that all choices share.
 #[derive(Debug, Default)]
 pub struct Scratch {
@@ -119,6 +130,26 @@ impl Sampler {
     /// The seed, if random draws decide.
     pub fn seed(&self) -> Option<u64> {
         self.params.samples().then_some(self.params.seed)
+    }
+
+    /// How tokens are chosen.
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
+    /// What the penalties look at, if there are any.
+    pub fn history(&self) -> Option<&History> {
+        self.history.as_ref()
+    }
+
+    /// The token before the next one.
+    pub fn previous(&self) -> TokenId {
+        self.previous
+    }
+
+    /// Tokens chosen so far.
+    pub fn generated(&self) -> u64 {
+        self.generated
     }
 
     /// Chooses the next token from its logits `[vocabulary]`, with the `top` best alternatives.
@@ -198,7 +229,8 @@ impl Sampler {
         winner
     }
 
-    fn advance(&mut self, id: TokenId) {
+    /// Goes on from the token that was chosen.
+    pub fn advance(&mut self, id: TokenId) {
         self.generated += 1;
         self.previous = id;
         if let Some(history) = &mut self.history {

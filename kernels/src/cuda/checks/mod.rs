@@ -6,17 +6,27 @@
 //!
 //! One file per family, as the operations have. To add a check: a case in its family's file.
 
+mod attention;
+mod embedding;
 mod graph;
+mod linear;
+mod logprobs;
+mod lora;
 mod multiply;
 mod norm;
+mod pointwise;
+mod rope;
+mod routing;
+mod sampling;
 mod transfer;
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use super::{Buffer, Element, Gpu, HostElement};
+use super::{Buffer, E4M3, E5M2, Element, Gpu, HostElement};
 use crate::OpError;
 
 /// Runs the checks of a family.
@@ -25,9 +35,19 @@ pub type Family = fn(&mut Checker) -> Result<(), OpError>;
 /// All families by name, those first that a Llama needs.
 pub const FAMILIES: &[(&str, Family)] = &[
     ("norm", norm::check),
+    ("embedding", embedding::check),
+    ("pointwise", pointwise::check),
+    ("rope", rope::check),
     ("multiply", multiply::check),
+    ("linear", linear::check),
+    ("gemm", linear::check_own),
     ("graph", graph::check),
     ("transfer", transfer::check),
+    ("lora", lora::check),
+    ("sampling", sampling::check),
+    ("logprobs", logprobs::check),
+    ("attention", attention::plain::check_plain),
+    ("route", routing::check),
 ];
 
 /// The types that models compute in.
@@ -95,23 +115,27 @@ impl Checker {
 
     /// These numbers, rounded to the type.
     fn given(&self, element: Element, values: &[f32]) -> Result<Floats, OpError> {
-        fn upload<T: HostElement>(
-            gpu: &Arc<Gpu>,
-            values: &[f32],
-            from: fn(f32) -> T,
-            to: fn(T) -> f32,
-        ) -> Result<Floats, OpError> {
-            let rounded: Vec<T> = values.iter().map(|&value| from(value)).collect();
-            Ok(Floats { buffer: gpu.upload(&rounded)?, host: rounded.into_iter().map(to).collect() })
-        }
-        match element {
-            Element::F32 => upload::<f32>(&self.gpu, values, |value| value, |value| value),
-            Element::F16 => upload(&self.gpu, values, f16::from_f32, f16::to_f32),
-            Element::BF16 => upload(&self.gpu, values, bf16::from_f32, bf16::to_f32),
-            Element::E4M3 | Element::E5M2 | Element::U32 | Element::U8 => {
-                Err(super::buffer::wrong_element("check", element))
-            }
-        }
+        self.placed(element, 0, values, 0)
+    }
+
+    /// These numbers, rounded to the type, with so many unwritten elements before and behind.
+    fn placed(
+        &self,
+        element: Element,
+        before: usize,
+        values: &[f32],
+        behind: usize,
+    ) -> Result<Floats, OpError> {
+        let mut buffer = self.unwritten(element, before + values.len() + behind)?;
+        let host = match element {
+            Element::F32 => write::<f32>(&mut buffer, before, values, |value| value, |value| value),
+            Element::F16 => write(&mut buffer, before, values, f16::from_f32, f16::to_f32),
+            Element::BF16 => write(&mut buffer, before, values, bf16::from_f32, bf16::to_f32),
+            Element::E4M3 => write(&mut buffer, before, values, E4M3::from_f32, E4M3::to_f32),
+            Element::E5M2 => write(&mut buffer, before, values, E5M2::from_f32, E5M2::to_f32),
+            Element::U32 | Element::U8 => Err(super::buffer::wrong_element("check", element)),
+        }?;
+        Ok(Floats { buffer, host })
     }
 
     /// A buffer whose every element is no number, or all ones.
@@ -127,6 +151,8 @@ impl Checker {
             Element::F32 => buffer.read::<f32>(),
             Element::F16 => Ok(buffer.read::<f16>()?.into_iter().map(f16::to_f32).collect()),
             Element::BF16 => Ok(buffer.read::<bf16>()?.into_iter().map(bf16::to_f32).collect()),
+            Element::E4M3 => Ok(buffer.read::<E4M3>()?.into_iter().map(E4M3::to_f32).collect()),
+            Element::E5M2 => Ok(buffer.read::<E5M2>()?.into_iter().map(E5M2::to_f32).collect()),
             element => Err(super::buffer::wrong_element("check", element)),
         }
     }
@@ -140,15 +166,29 @@ impl Checker {
         expected: &[f64],
         roundings: f64,
     ) -> Result<(), OpError> {
+        self.close_within(case, found, 0..found.len(), expected, roundings)
+    }
+
+    /// The same of some of the elements; the others must still be unwritten.
+    fn close_within(
+        &mut self,
+        case: impl Into<String>,
+        found: &Buffer,
+        range: Range<usize>,
+        expected: &[f64],
+        roundings: f64,
+    ) -> Result<(), OpError> {
         let bound = roundings * rounding(found.element());
         let found = self.read(found)?;
         let squares: f64 = expected.iter().map(|value| value * value).sum();
         let typical = (squares / expected.len().max(1) as f64).sqrt().max(f64::MIN_POSITIVE);
-        let mut worst = if found.len() == expected.len() { 0.0 } else { f64::INFINITY };
-        for (&found, &expected) in found.iter().zip(expected) {
+        let around = found[..range.start].iter().chain(&found[range.end..]);
+        let whole = range.len() == expected.len() && around.copied().all(f32::is_nan);
+        let mut worst = if whole { 0.0 } else { f64::INFINITY };
+        for (&found, &expected) in found[range].iter().zip(expected) {
             let error = (f64::from(found) - expected).abs() / expected.abs().max(typical) / bound;
-            // Written so that NaN is the worst of all.
-            if !(error <= worst) {
+            // NaN is the worst of all, and stays.
+            if error.is_nan() || error > worst {
                 worst = error;
             }
         }
@@ -161,6 +201,29 @@ impl Checker {
         let error = if found == expected { 0.0 } else { f64::INFINITY };
         self.findings.push(Finding { case: case.into(), error });
     }
+}
+
+/// Writes numbers as elements; answers what they have become.
+fn write<T: HostElement>(
+    buffer: &mut Buffer,
+    start: usize,
+    values: &[f32],
+    from: fn(f32) -> T,
+    to: fn(T) -> f32,
+) -> Result<Vec<f32>, OpError> {
+    let rounded: Vec<T> = values.iter().map(|&value| from(value)).collect();
+    buffer.write(start, &rounded)?;
+    Ok(rounded.into_iter().map(to).collect())
+}
+
+/// The roundings of a result of this type that was computed in f32 with so many: one more.
+fn computed(element: Element, roundings: f64) -> f64 {
+    1.0 + roundings * rounding(Element::F32) / rounding(element)
+}
+
+/// The bits of every number: NaN is like itself.
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 /// The largest relative error of rounding to a type.

@@ -11,6 +11,7 @@ use std::fmt::Debug;
 use std::ptr::NonNull;
 
 use super::Element;
+use super::params::fit;
 use crate::OpError;
 
 /// An address in the device's memory. Zero is none.
@@ -91,6 +92,9 @@ pub struct Kernel {
     pub name: &'static str,
 }
 
+/// Most blocks of a grid along y.
+const PIECES_MAX: usize = 65_535;
+
 /// How many threads run a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
@@ -103,6 +107,9 @@ pub struct Grid {
 }
 
 impl Grid {
+    /// Most blocks along y, and along z.
+    pub const ACROSS_MAX: u32 = 65535;
+
     /// Blocks along x alone, without dynamic shared memory.
     pub fn linear(blocks: u32, threads: u32) -> Self {
         Self { blocks: [blocks, 1, 1], threads, shared_bytes: 0 }
@@ -112,6 +119,28 @@ impl Grid {
     pub fn covering(items: usize, threads: u32) -> Self {
         let blocks = items.div_ceil(threads as usize).clamp(1, i32::MAX as usize);
         Self::linear(blocks as u32, threads)
+    }
+
+    /// A thread for each item, in blocks along x. Errors when there cannot be so many.
+    pub(super) fn of(op: &'static str, items: usize, threads: usize) -> Result<Self, OpError> {
+        Ok(Self::linear(fit(op, "work", items.div_ceil(threads))?, threads as u32))
+    }
+
+    /// Blocks along x for the rows, and along y for pieces of a row, so that each of its items has a thread. Errors when
+    /// there cannot be so many.
+    pub(super) fn rows(
+        op: &'static str,
+        rows: usize,
+        items: usize,
+        threads_max: usize,
+    ) -> Result<Self, OpError> {
+        let threads = items.next_multiple_of(32).clamp(32, threads_max);
+        let pieces = items.div_ceil(threads).max(1);
+        if pieces > PIECES_MAX {
+            return Err(OpError::Index { op, what: "piece of a row", index: pieces, limit: PIECES_MAX + 1 });
+        }
+        let blocks = [fit(op, "rows", rows)?, pieces as u32, 1];
+        Ok(Self { blocks, threads: threads as u32, shared_bytes: 0 })
     }
 }
 
