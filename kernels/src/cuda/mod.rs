@@ -2,6 +2,7 @@
 //!
 //! - [`Gpu`]: a device and the one stream that everything runs on, in order
 //! - [`Buffer`], [`Slice`], [`SliceMut`]: its memory
+//! - [`Uploader`], [`Download`]: copies that are under way while the process goes on
 //! - [`Graph`]: work that is recorded once and replayed
 //! - `driver/`: what a device has to be able to do; the CUDA driver does it, and for tests the emulator on a CPU
 //! - `checks/`: what a device has to get right
@@ -38,6 +39,7 @@ mod rope;
 mod routing;
 mod sampling;
 mod sequences;
+mod transfer;
 mod units;
 
 pub use attention::{Attention, AttentionRules, AttentionScratch, Values, attention};
@@ -63,3 +65,4 @@ pub use rope::{RopeCacheWrite, RopeTable, rope_cache_write};
 pub use routing::{Routes, Routing, route};
 pub use sampling::{ALTERNATIVES_MAX, LISTED_MAX, Sampled, SamplerState, SamplingRow};
 pub use sequences::Sequences;
+pub use transfer::{Download, Uploader};

@@ -2,8 +2,10 @@
 //! compute.
 #![cfg(feature = "emulation")]
 
-use std::collections::BTreeSet;
 mod captures;
+mod transfers;
+
+use std::collections::BTreeSet;
 
 use kernels::cuda::checks::{self, Finding};
 use kernels::cuda::{Gpu, Schedule, kernel_layouts, layouts};
@@ -50,8 +52,8 @@ macro_rules! families {
 }
 
 families!(
-    norm, embedding, pointwise, rope, multiply, linear, gemm, graph, lora, sampling, logprobs, attention,
-    route
+    norm, embedding, pointwise, rope, multiply, linear, gemm, graph, transfer, lora, sampling, logprobs,
+    attention, route
 );
 
 #[test]

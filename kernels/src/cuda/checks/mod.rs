@@ -18,6 +18,7 @@ mod pointwise;
 mod rope;
 mod routing;
 mod sampling;
+mod transfer;
 
 use std::fmt;
 use std::ops::Range;
@@ -41,6 +42,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("linear", linear::check),
     ("gemm", linear::check_own),
     ("graph", graph::check),
+    ("transfer", transfer::check),
     ("lora", lora::check),
     ("sampling", sampling::check),
     ("logprobs", logprobs::check),
