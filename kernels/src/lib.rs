@@ -11,6 +11,7 @@
 //! | `scale`, `add`, `clamp`, `soft_cap` | element by element | `reference/activation.rs` | `cpu/activation.rs` |
 //! | `route` | which experts a token goes to | `reference/routing.rs` | `cpu/routing.rs` |
 //! | `experts` | a mixture of experts | `reference/experts.rs` | `cpu/experts.rs` |
+//! | `sample`, `row_logprobs` | logits to a token; log-probabilities of given tokens | `reference/sampling.rs` | in the shard |
 //!
 //! Read `reference/` for what an operation is, and [`cpu`] for how it is made fast. The weights are [`Matrix`] views of a
 //! mapped checkpoint, never copied or converted ahead; everything else is f32 in the caller's buffers. A step of a model
@@ -47,6 +48,7 @@ mod matrix;
 mod norm;
 mod paged;
 mod routing;
+mod sampling;
 
 pub use activation::{Activation, Gating};
 pub use attention::{AttentionRules, Values};
@@ -56,3 +58,4 @@ pub use matrix::{DType, Matrix, RowLayout};
 pub use norm::{Norm, NormKind};
 pub use paged::{HeadShape, RopeLayout, RopeTable, Sequence};
 pub use routing::{GroupScore, Groups, Normalize, Routes, Routing, Score};
+pub use sampling::{Penalties, Sampling, Watermark};

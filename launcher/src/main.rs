@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     match arguments.get(1).and_then(|name| name.to_str()) {
         Some("router") => router::run_from(renamed(&arguments[1..])),
         Some("shard") => shard::run_from(renamed(&arguments[1..])),
+        Some("doctor") => shard::doctor::run_from(renamed(&arguments[1..])),
         Some("download-weights") => launcher::download::run_from(renamed(&arguments[1..])),
         _ => launcher::run_from(arguments),
     }

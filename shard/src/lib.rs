@@ -16,6 +16,7 @@
 //! - [`cache`]: keys and values of all requests, by slot.
 //! - [`collective`]: what the ranks of a model do together.
 //! - [`backend`]: the device, its tensors, and the list of operations that layers call.
+//! - [`doctor`]: a process of its own that checks what this machine computes.
 //!
 //! Invariants:
 //!
@@ -30,6 +31,7 @@ pub mod backend;
 pub mod cache;
 pub mod collective;
 pub mod config;
+pub mod doctor;
 pub mod engine;
 pub mod layers;
 pub mod model;

@@ -1,7 +1,9 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{embedding, experts, gemm, gemv, lora, norm, pointwise, rope, routing};
+use super::{
+    attention, embedding, experts, gemm, gemv, logprobs, lora, norm, pointwise, rope, routing, sampling,
+};
 use crate::OpError;
 
 /// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
@@ -82,6 +84,7 @@ pub(super) use kernels;
 /// Every struct of parameters, by module.
 pub fn layouts() -> Vec<Layout> {
     vec![
+        attention::AttentionParams::LAYOUT,
         embedding::AddEmbeddingParams::LAYOUT,
         embedding::GatherParams::LAYOUT,
         experts::ExpertEntry::LAYOUT,
@@ -89,6 +92,7 @@ pub fn layouts() -> Vec<Layout> {
         gemm::GemmParams::LAYOUT,
         gemv::GemvParams::LAYOUT,
         lora::LowRankParams::LAYOUT,
+        logprobs::LogprobsParams::LAYOUT,
         norm::NormParams::LAYOUT,
         pointwise::ConvertParams::LAYOUT,
         pointwise::CopyPartsParams::LAYOUT,
@@ -96,6 +100,10 @@ pub fn layouts() -> Vec<Layout> {
         pointwise::MapParams::LAYOUT,
         pointwise::RowsParams::LAYOUT,
         rope::RopeParams::LAYOUT,
+        sampling::AdmitParams::LAYOUT,
+        sampling::LogitsParams::LAYOUT,
+        sampling::RowParams::LAYOUT,
+        sampling::SampleParams::LAYOUT,
         routing::RouteParams::LAYOUT,
     ]
 }

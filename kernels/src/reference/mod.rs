@@ -9,8 +9,10 @@ mod embedding;
 mod experts;
 mod linear;
 mod norm;
+mod philox;
 mod rope;
 mod routing;
+mod sampling;
 
 pub use activation::{activate, add, clamp, gated, scale, soft_cap};
 pub use attention::attention;
@@ -18,5 +20,7 @@ pub use embedding::{add_embedding, embedding};
 pub use experts::experts;
 pub use linear::{linear, linear_per_head};
 pub use norm::{add_norm, norm};
+pub use philox::{keyed_hash, uniform};
 pub use rope::{rope, write_cache};
 pub use routing::route;
+pub use sampling::{Past, alternatives, choose, logprobs, process, race};

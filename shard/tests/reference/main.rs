@@ -5,10 +5,13 @@
 //! - `options.rs`: random checkpoints of every shape, against `plain.rs`
 //! - `plain.rs`: the Llama decoder in plain f64 loops, from the equations, sharing no code with the crate
 //! - `checkpoint.rs`: writes those random checkpoints
-//! - `steps.rs`: drives a model as the engine does: a batch of requests, a paged cache, scattered slots
+//! - `steps.rs`: drives a model as the engine does: a batch of requests, a paged cache, scattered blocks
+//! - `gpu.rs`: the fixtures on a GPU, or on one that is emulated
 
 mod checkpoint;
 mod fixture;
+#[cfg(any(feature = "cuda", feature = "emulation"))]
+mod gpu;
 mod options;
 mod plain;
 mod ranks;

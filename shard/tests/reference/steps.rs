@@ -13,13 +13,12 @@ use shard::model::{self, LoadOptions, Model, StepInput};
 
 const BLOCKS: BlockCount = BlockCount(256);
 const BLOCK_SIZE: BlockSize = BlockSize::new(16).unwrap();
-const SLOTS: u32 = BLOCKS.0 * BLOCK_SIZE.get();
 
-/// A model with a cache in which slots are handed out in no useful order.
+/// A model with a cache whose blocks are handed out in no useful order.
 pub(crate) struct Runner {
     model: Box<dyn Model>,
     cache: PagedKv,
-    slots_taken: u32,
+    blocks_taken: u32,
 }
 
 /// One request: its tokens so far, of which the first `computed` are in the cache, and a slot for each.
@@ -54,11 +53,15 @@ impl Runner {
     /// One of several ranks.
     pub(crate) fn open_ranks(directory: &Path, threads: usize, ranks: Ranks) -> Result<Self, String> {
         let threads = NonZeroUsize::new(threads).expect("at least one thread");
-        let device = Device::cpu(threads).expect("the CPU is always there");
+        Self::open_on(directory, Device::cpu(threads).expect("the CPU is always there"), ranks)
+    }
+
+    /// One of several ranks, on this device.
+    pub(crate) fn open_on(directory: &Path, device: Device, ranks: Ranks) -> Result<Self, String> {
         let model = model::load(directory, &LoadOptions::default(), device.clone(), ranks)
             .map_err(|error| error.to_string())?;
         let cache = PagedKv::new(&device, model.shape().kv, BLOCKS, BLOCK_SIZE).expect("a small cache fits");
-        Ok(Self { model, cache, slots_taken: 0 })
+        Ok(Self { model, cache, blocks_taken: 0 })
     }
 
     /// An adapter for this model.
@@ -68,7 +71,8 @@ impl Runner {
 
     /// A request with this prompt, and slots for `tokens_more` further tokens.
     pub(crate) fn request(&mut self, prompt: &[u32], tokens_more: usize) -> Request {
-        let slots = (0..prompt.len() + tokens_more).map(|_| self.slot()).collect();
+        let blocks = (prompt.len() + tokens_more).div_ceil(BLOCK_SIZE.get() as usize);
+        let slots = (0..blocks).flat_map(|_| self.block()).collect();
         Request { ids: prompt.to_vec(), slots, prompt_length: prompt.len(), computed: 0, adapter: None }
     }
 
@@ -137,7 +141,7 @@ impl Runner {
             lengths: &lengths,
             slots: &slots,
             sequences: &sequences,
-            block_size: 16,
+            block_size: BLOCK_SIZE.get() as usize,
             logits_at: &logits_at,
             adapters: &adapters,
         };
@@ -151,12 +155,12 @@ impl Runner {
             .collect())
     }
 
-    /// A slot that no other token has: multiplying by an odd number permutes a power of two.
-    fn slot(&mut self) -> u32 {
-        assert!(self.slots_taken < SLOTS, "the cache is full");
-        let slot = (self.slots_taken * 1237 + 11) % SLOTS;
-        self.slots_taken += 1;
-        slot
+    /// The slots of a block that no other request has: multiplying by an odd number permutes a power of two.
+    fn block(&mut self) -> Range<u32> {
+        assert!(self.blocks_taken < BLOCKS.0, "the cache is full");
+        let block = (self.blocks_taken * 77 + 11) % BLOCKS.0;
+        self.blocks_taken += 1;
+        block * BLOCK_SIZE.get()..(block + 1) * BLOCK_SIZE.get()
     }
 }
 

@@ -1,11 +1,16 @@
 //! The operations on NVIDIA GPUs: tensors become slices of the device's memory, and the kernels do the work.
 
+mod sampling;
+
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
 use kernels::cuda::{self, Buffer, Element, Gpu, HostElement, OwnedMatrix, Slice, SliceMut, Values};
 use kernels::{Activation, DType, Gating, OpError};
+
+pub(super) use sampling::DeviceSampling;
+pub(super) use sampling::{choose, row_logprobs, sampling_state};
 
 use super::tensor::{Storage, element_count, rows_of};
 use super::{
@@ -439,6 +444,26 @@ pub(super) fn scale_rows(device: &Cuda, x: &mut Tensor, gate: &Tensor) -> Result
 
 pub(super) fn add(device: &Cuda, x: &mut Tensor, delta: &Tensor) -> Result<(), OpError> {
     cuda::add(&device.gpu, x.device_mut(), delta.device())
+}
+
+pub(super) fn enter_stream(device: &Cuda, x: &mut Tensor, stream: &mut Tensor) -> Result<(), OpError> {
+    if device.dtype == DType::F32 {
+        std::mem::swap(x, stream);
+        return Ok(());
+    }
+    cuda::convert(&device.gpu, x.device(), stream.device_mut())
+}
+
+pub(super) fn from_stream<'a>(
+    device: &Cuda,
+    stream: &'a Tensor,
+    x: &'a mut Tensor,
+) -> Result<&'a Tensor, OpError> {
+    if device.dtype == DType::F32 {
+        return Ok(stream);
+    }
+    cuda::convert(&device.gpu, stream.device(), x.device_mut())?;
+    Ok(x)
 }
 
 pub(super) fn clamp(device: &Cuda, x: &mut Tensor, limit: f32) -> Result<(), OpError> {
