@@ -1,7 +1,9 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{attention, embedding, gemm, gemv, logprobs, lora, norm, pointwise, rope, routing, sampling};
+use super::{
+    attention, embedding, experts, gemm, gemv, logprobs, lora, norm, pointwise, rope, routing, sampling,
+};
 use crate::OpError;
 
 /// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
@@ -85,6 +87,8 @@ pub fn layouts() -> Vec<Layout> {
         attention::AttentionParams::LAYOUT,
         embedding::AddEmbeddingParams::LAYOUT,
         embedding::GatherParams::LAYOUT,
+        experts::ExpertEntry::LAYOUT,
+        experts::ExpertsParams::LAYOUT,
         gemm::GemmParams::LAYOUT,
         gemv::GemvParams::LAYOUT,
         lora::LowRankParams::LAYOUT,

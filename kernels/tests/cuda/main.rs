@@ -53,7 +53,7 @@ macro_rules! families {
 
 families!(
     norm, embedding, pointwise, rope, multiply, linear, gemm, graph, transfer, lora, sampling, logprobs,
-    attention, route
+    attention, route, experts
 );
 
 #[test]

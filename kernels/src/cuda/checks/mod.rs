@@ -8,6 +8,7 @@
 
 mod attention;
 mod embedding;
+mod experts;
 mod graph;
 mod linear;
 mod logprobs;
@@ -48,6 +49,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("logprobs", logprobs::check),
     ("attention", attention::plain::check_plain),
     ("route", routing::check),
+    ("experts", experts::check),
 ];
 
 /// The types that models compute in.
