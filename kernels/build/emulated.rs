@@ -1,5 +1,6 @@
 //! The kernels, and the emulation that runs them, as code for this machine.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -38,6 +39,12 @@ pub(crate) fn build() {
         };
         run(compiler.to_command().arg("-c").arg(&unit.source).arg("-o").arg(&unit.target))
     });
+    // For tests that compile changed kernels, and load them beside the others.
+    let words = |text: &OsStr| text.to_str().expect("flags are UTF-8").to_owned();
+    let flags: Vec<String> = kernel.args().iter().map(|flag| words(flag)).collect();
+    println!("cargo:rustc-env=KERNEL_COMPILER={}", kernel.path().display());
+    println!("cargo:rustc-env=KERNEL_COMPILER_FLAGS={}", flags.join("\u{1f}"));
+    println!("cargo:rustc-link-arg-tests=-rdynamic");
     // Kernels enlist themselves when the program starts and nobody refers to their symbols, so the linker must be told to
     // keep them.
     cc::Build::new()

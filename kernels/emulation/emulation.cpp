@@ -233,9 +233,44 @@ struct NamedBarrier {
 struct Cell {
     uint32_t written, read;  // clock of the last write, of the last read since
     uint16_t writer, reader; // thread number and the flags below
-    uint32_t writer_code;    // where, relative to the executable's start
+    uint32_t writer_code;    // where, relative to the start of the kernel's module
 };
 constexpr uint16_t kNumber = 0x03ff, kAtomic = 0x0400, kInFlight = 0x0800, kSameWarp = 0x1000, kManyWarps = 0x2000;
+
+void* reserve(size_t bytes) {
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) abort();
+    return memory;
+}
+
+// The executable, or a library: where its code lies, and this OS thread's part of its thread-local storage.
+struct Module {
+    uintptr_t code = 0, local = 0;
+    size_t local_number = 0, local_size = 0;
+    const char* path = "/proc/self/exe";
+};
+Module module_of(const void* code);
+
+// Thread-local storage of one module, which is where shared memory lies, with a record of each byte.
+struct Shared {
+    uintptr_t base = 0;
+    size_t size = 0;
+    Cell* cells = nullptr;
+
+    void open(const Module& module) {
+        close();
+        base = module.local, size = module.local_size;
+        if (size) cells = static_cast<Cell*>(reserve(size * sizeof(Cell)));
+    }
+    void close() {
+        if (cells) munmap(cells, size * sizeof(Cell));
+        base = size = 0, cells = nullptr;
+    }
+    void forget() {
+        if (cells) madvise(cells, size * sizeof(Cell), MADV_DONTNEED);
+    }
+    Cell* find(uintptr_t address) { return address - base < size ? cells + (address - base) : nullptr; }
+};
 
 struct Multiprocessor;
 __thread Multiprocessor* machine = nullptr;  // of this OS thread; null until its first launch
@@ -275,10 +310,9 @@ struct Multiprocessor {
     // Memory checker. Every thread has a clock; everything stamped at or before `floor` is ordered before now for
     // everybody (a block barrier lies between). Inside a barrier interval, known[a][b] is the clock of b up to which
     // a has synchronised with b.
-    uintptr_t local_base = 0;  // thread-local storage of this OS thread: static and dynamic shared memory live there
-    size_t local_size = 0;
-    uintptr_t code_base = 0;
-    Cell* cells = nullptr;
+    Shared own;     // of the emulation's module, with dynamic shared memory; the kernels are usually there too
+    Shared loaded;  // of the kernel's module, if it is another
+    Module own_module, module;
     uint32_t floor = 0, born = 1;
     uint32_t* known_rows = nullptr;
     bool wide = false;  // the block has used a synchronisation that crosses warps without joining all
@@ -330,6 +364,7 @@ struct Multiprocessor {
         leave();
     }
 
+    void enter(const char* name, emu::Invoke kernel);
     bool run_block(uint3 block, dim3 threads, dim3 blocks);
     void diagnose();
     void report(const std::string& text, const Thread* thread);
@@ -343,9 +378,14 @@ struct Multiprocessor {
         return stamp <= floor || other == current->number ||
                known_rows[size_t(current->number) * kMaxThreads + other] >= stamp;
     }
-    void check(uintptr_t address, size_t bytes, emu::Access kind, void* code);
-    void check_shared(uintptr_t address, size_t bytes, emu::Access kind, uint32_t code);
+    Cell* find_cell(uintptr_t address) {
+        Cell* cell = own.find(address);
+        return cell ? cell : loaded.find(address);
+    }
+    bool check(uintptr_t address, size_t bytes, emu::Access kind, void* code);
+    void check_shared(Cell* cell, uintptr_t address, size_t bytes, emu::Access kind, uint32_t code);
     void check_heap(uintptr_t address, size_t bytes, emu::Access kind, uint32_t code);
+    [[noreturn]] void misaligned(uintptr_t address, size_t bytes, void* code);
     void finish(const Copy& copy);
 };
 
@@ -385,30 +425,36 @@ void on_fault(int signal, siginfo_t* info, void* context) {
     sigaction(signal, &former, nullptr);  // default action: the instruction faults again
 }
 
-struct LocalSegment {
-    uintptr_t probe, tls = 0, code = 0;
-    size_t size = 0;
+// What code that takes the address of a thread-local variable calls. It gives the OS thread its part of the module's
+// storage when that is used for the first time.
+struct LocalIndex {
+    size_t module, offset;
 };
-int find_segment(dl_phdr_info* info, size_t, void* data) {
-    auto& segment = *static_cast<LocalSegment*>(data);
+extern "C" void* __tls_get_addr(LocalIndex*);
+
+int find_module(dl_phdr_info* info, size_t, void* data) {
+    auto& [address, module] = *static_cast<std::pair<uintptr_t, Module>*>(data);
     bool ours = false;
-    size_t size = 0;
+    size_t local_size = 0;
     for (int i = 0; i < info->dlpi_phnum; ++i) {
         const auto& header = info->dlpi_phdr[i];
-        if (header.p_type == PT_LOAD && segment.probe - (info->dlpi_addr + header.p_vaddr) < header.p_memsz) ours = true;
-        if (header.p_type == PT_TLS) size = header.p_memsz;
+        if (header.p_type == PT_LOAD && address - (info->dlpi_addr + header.p_vaddr) < header.p_memsz) ours = true;
+        if (header.p_type == PT_TLS) local_size = header.p_memsz;
     }
     if (!ours) return 0;
-    segment.tls = uintptr_t(info->dlpi_tls_data);
-    segment.size = size;
-    segment.code = info->dlpi_addr;
+    module.code = info->dlpi_addr;
+    if (*info->dlpi_name) module.path = info->dlpi_name;
+    module.local_number = info->dlpi_tls_modid;
+    module.local_size = local_size;
     return 1;
 }
-
-void* reserve(size_t bytes) {
-    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) abort();
-    return memory;
+Module module_of(const void* code) {
+    std::pair<uintptr_t, Module> found{reinterpret_cast<uintptr_t>(code), {}};
+    dl_iterate_phdr(find_module, &found);
+    Module& module = found.second;
+    LocalIndex first{module.local_number, 0};
+    if (module.local_size) module.local = reinterpret_cast<uintptr_t>(__tls_get_addr(&first));
+    return module;
 }
 
 Multiprocessor::Multiprocessor() : ready(kMaxThreads) {
@@ -419,12 +465,8 @@ Multiprocessor::Multiprocessor() : ready(kMaxThreads) {
         threads[i].fiber.size = stack_start(i);
         mprotect(threads[i].fiber.stack, kPage, PROT_NONE);
     }
-    LocalSegment segment{reinterpret_cast<uintptr_t>(&fiber_main)};
-    dl_iterate_phdr(find_segment, &segment);
-    local_base = segment.tls;
-    local_size = segment.size;
-    code_base = segment.code;
-    cells = static_cast<Cell*>(reserve(local_size * sizeof(Cell)));
+    own_module = module_of(reinterpret_cast<const void*>(&fiber_main));
+    own.open(own_module);
     known_rows = static_cast<uint32_t*>(reserve(sizeof(uint32_t) * kMaxThreads * kMaxThreads));
 
     stack_t alternative{};
@@ -444,15 +486,27 @@ Multiprocessor::~Multiprocessor() {
     sigaltstack(&former_fault_stack, nullptr);
     munmap(fault_stack, kFaultStack);
     munmap(stacks, kMaxThreads * kStack);
-    munmap(cells, local_size * sizeof(Cell));
+    own.close();
+    loaded.close();
     munmap(known_rows, sizeof(uint32_t) * kMaxThreads * kMaxThreads);
     machine = nullptr;
 }
 
 // ---------------------------------------------------------------------------------------------- running a block
+void Multiprocessor::enter(const char* name, emu::Invoke kernel) {
+    kernel_name = name;
+    if (kernel == invoke) return;
+    invoke = kernel;
+    const uintptr_t before = module.code;
+    module = module_of(reinterpret_cast<const void*>(kernel));
+    if (module.code == before) return;
+    if (module.code == own_module.code) loaded.close(); else loaded.open(module);
+}
+
 bool Multiprocessor::run_block(uint3 block, dim3 shape, dim3 blocks) {
     if (floor > (1u << 31)) {  // clocks would wrap: forget everything
-        madvise(cells, local_size * sizeof(Cell), MADV_DONTNEED);
+        own.forget();
+        loaded.forget();
         madvise(known_rows, sizeof(uint32_t) * kMaxThreads * kMaxThreads, MADV_DONTNEED);
         floor = 0;
     }
@@ -526,8 +580,8 @@ void Multiprocessor::diagnose() {
 
 // Source position of a code address, through addr2line if it is installed: only run for an error message.
 std::string Multiprocessor::where(uint32_t code) const {
-    char command[512], line[512] = "", path[400] = "";
-    if (readlink("/proc/self/exe", path, sizeof(path) - 1) <= 0) return "";
+    char command[5000], line[512] = "", path[4097] = "";
+    if (!realpath(module.path, path)) return "";
     snprintf(command, sizeof(command), "addr2line -i -s -e '%s' 0x%x 2>/dev/null", path, code - 1);
     std::string text;
     if (FILE* pipe = popen(command, "r")) {
@@ -588,19 +642,25 @@ void Multiprocessor::join_lanes(unsigned first, unsigned mask) {
     }
 }
 
-void Multiprocessor::check(uintptr_t address, size_t bytes, emu::Access kind, void* code_address) {
-    if (bytes == 0) return;
-    const uint32_t code = uint32_t(uintptr_t(code_address) - code_base);
-    if (address - local_base < local_size) {
+bool Multiprocessor::check(uintptr_t address, size_t bytes, emu::Access kind, void* code_address) {
+    if (bytes == 0) return false;
+    const uint32_t code = uint32_t(uintptr_t(code_address) - module.code);
+    if (Cell* cell = find_cell(address)) {
         ++accesses;
-        check_shared(address, bytes, kind, code);
+        check_shared(cell, address, bytes, kind, code);
     } else if (heap.contains(address)) {
         ++accesses;
         check_heap(address, bytes, kind, code);
     } else {
-        return;  // a stack, constant data, or the host's memory
+        return false;  // a stack, constant data, or the host's memory
     }
     if (order == EMU_RANDOM && ready_count && random() % 32 == 0) yield();
+    return true;
+}
+
+void Multiprocessor::misaligned(uintptr_t address, size_t bytes, void* code) {
+    emu::fail("accesses %zu bytes at %#zx%s, which is no multiple of that", bytes, size_t(address),
+              where(uint32_t(uintptr_t(code) - module.code)).c_str());
 }
 
 void Multiprocessor::check_heap(uintptr_t address, size_t bytes, emu::Access kind, uint32_t code) {
@@ -624,7 +684,7 @@ void Multiprocessor::check_heap(uintptr_t address, size_t bytes, emu::Access kin
     emu::fail("%s %zu bytes of device memory that is not allocated%s", verb, bytes, where(code).c_str());
 }
 
-void Multiprocessor::check_shared(uintptr_t address, size_t bytes, emu::Access kind, uint32_t code) {
+void Multiprocessor::check_shared(Cell* cell, uintptr_t address, size_t bytes, emu::Access kind, uint32_t code) {
     const uintptr_t dynamic = reinterpret_cast<uintptr_t>(dynamic_shared);
     const bool is_dynamic = address - dynamic < kSharedCapacity + kCanary;
     const bool is_write = kind != emu::Access::read;
@@ -636,7 +696,6 @@ void Multiprocessor::check_shared(uintptr_t address, size_t bytes, emu::Access k
         emu::fail("%s %s, but the launch asked for %u bytes%s", is_write ? "writes" : "reads", name(0).c_str(), shared_bytes, where(code).c_str());
 
     const uint16_t me = uint16_t(current->number);
-    Cell* cell = cells + (address - local_base);
     for (size_t i = 0; i < bytes; ++i, ++cell) {
         // Against the last write.
         if (cell->written >= born) {
@@ -687,12 +746,11 @@ void Multiprocessor::check_shared(uintptr_t address, size_t bytes, emu::Access k
 void Multiprocessor::finish(const Copy& copy) {
     memcpy(copy.to, copy.from, copy.source_bytes);
     memset(static_cast<char*>(copy.to) + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
-    const uintptr_t address = reinterpret_cast<uintptr_t>(copy.to);
-    if (address - local_base >= local_size) return;
-    for (size_t i = 0; i < copy.bytes; ++i) {
-        Cell& cell = cells[address - local_base + i];
-        cell.writer = uint16_t(current->number);
-        cell.written = current->clock;
+    Cell* cell = find_cell(reinterpret_cast<uintptr_t>(copy.to));
+    if (!cell) return;
+    for (Cell* end = cell + copy.bytes; cell < end; ++cell) {
+        cell->writer = uint16_t(current->number);
+        cell->written = current->clock;
     }
 }
 }  // namespace
@@ -704,10 +762,12 @@ unsigned block_size() { return machine->count; }
 unsigned live_lanes() { return machine->warps[machine->current->number / 32].live; }
 void pause() { machine->yield(); }
 bool enlist(const char* name, Invoke invoke, size_t parameter_size) {
-    return kernel_table().emplace(name, Kernel{invoke, parameter_size}).second;
+    // A library that is loaded later replaces kernels of the same names.
+    return kernel_table().insert_or_assign(name, Kernel{invoke, parameter_size}).second;
 }
 bool enlist_layout(const char* layout) {
-    layout_table().push_back(layout);
+    auto& table = layout_table();
+    if (std::find(table.begin(), table.end(), layout) == table.end()) table.push_back(layout);
     return true;
 }
 
@@ -1016,18 +1076,26 @@ void multiply(Element element, void* d, const uint32_t* a, const uint32_t* b, co
 }  // namespace emu
 
 // ---------------------------------------------------------------------------------------------- instrumentation
-// What -fsanitize=thread makes the compiler call. We do not link its library; these are all it needs.
-#define EMU_CHECKED(name, bytes, kind)                                                                                   \
-    extern "C" void __tsan_##name(void* address) {                                                                       \
-        if (running) machine->check(reinterpret_cast<uintptr_t>(address), bytes, emu::Access::kind, __builtin_return_address(0)); \
+// What -fsanitize=thread makes the compiler call. We do not link its library; these are all it needs. The compiler says
+// itself where an access may be unaligned; any other has to be at a multiple of its size, which x86 would often forgive. What
+// lies on a stack is as the compiler laid it out, and in registers on a GPU.
+#define EMU_CHECKED(name, bytes, alignment, kind)                                                    \
+    extern "C" void __tsan_##name(void* pointer) {                                                   \
+        if (!running) return;                                                                        \
+        const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);                              \
+        const bool watched = machine->check(address, bytes, emu::Access::kind, __builtin_return_address(0)); \
+        if (watched && address % alignment) machine->misaligned(address, bytes, __builtin_return_address(0)); \
     }
-#define EMU_CHECKED_SIZES(suffix, kind)                                                                                  \
-    EMU_CHECKED(suffix##1, 1, kind) EMU_CHECKED(suffix##2, 2, kind) EMU_CHECKED(suffix##4, 4, kind)                      \
-    EMU_CHECKED(suffix##8, 8, kind) EMU_CHECKED(suffix##16, 16, kind)
+#define EMU_CHECKED_SIZES(name, kind)                                                                \
+    EMU_CHECKED(name##1, 1, 1, kind) EMU_CHECKED(name##2, 2, 2, kind) EMU_CHECKED(name##4, 4, 4, kind) \
+    EMU_CHECKED(name##8, 8, 8, kind) EMU_CHECKED(name##16, 16, 16, kind)
+#define EMU_CHECKED_UNALIGNED(name, kind)                                                            \
+    EMU_CHECKED(name##1, 1, 1, kind) EMU_CHECKED(name##2, 2, 1, kind) EMU_CHECKED(name##4, 4, 1, kind) \
+    EMU_CHECKED(name##8, 8, 1, kind) EMU_CHECKED(name##16, 16, 1, kind)
 EMU_CHECKED_SIZES(read, read)
 EMU_CHECKED_SIZES(write, write)
-EMU_CHECKED_SIZES(unaligned_read, read)
-EMU_CHECKED_SIZES(unaligned_write, write)
+EMU_CHECKED_UNALIGNED(unaligned_read, read)
+EMU_CHECKED_UNALIGNED(unaligned_write, write)
 EMU_CHECKED_SIZES(volatile_read, atomic)
 EMU_CHECKED_SIZES(volatile_write, atomic)
 extern "C" void __tsan_read_range(void* address, size_t bytes) {
@@ -1049,8 +1117,7 @@ static void run_blocks(const char* name, emu::Invoke invoke, dim3 grid, dim3 blo
         machine = owner.get();
     }
     Multiprocessor& sm = *machine;
-    sm.kernel_name = name;
-    sm.invoke = invoke;
+    sm.enter(name, invoke);
     sm.arguments = arguments;
     sm.shared_bytes = shared_bytes;
     sm.order = with.order;

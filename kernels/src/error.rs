@@ -45,6 +45,14 @@ pub enum OpError {
         /// What there is.
         free: usize,
     },
+    /// The driver, or a library for the device, is missing or cannot do this. The device goes on.
+    #[error("{op}: {reason}")]
+    Driver {
+        /// The operation.
+        op: &'static str,
+        /// What it says.
+        reason: String,
+    },
     /// The device has failed. What runs on it later fails too: the process has to end.
     #[error("{op}: {reason}")]
     Device {
@@ -58,6 +66,11 @@ pub enum OpError {
 impl OpError {
     pub(crate) fn unsupported(op: &'static str, reason: impl Into<String>) -> Self {
         Self::Unsupported { op, reason: reason.into() }
+    }
+
+    #[cfg(any(feature = "cuda", feature = "emulation"))]
+    pub(crate) fn driver(op: &'static str, reason: impl Into<String>) -> Self {
+        Self::Driver { op, reason: reason.into() }
     }
 
     #[cfg(any(feature = "cuda", feature = "emulation"))]

@@ -14,6 +14,8 @@ pub struct Buffer {
     ptr: DevicePtr,
     element: Element,
     len: usize,
+    /// When it was allocated, by [`Gpu::birth`].
+    birth: u64,
 }
 
 /// Some elements of a [`Buffer`].
@@ -36,14 +38,14 @@ pub struct SliceMut<'a> {
 
 impl Buffer {
     pub(super) fn new(gpu: Arc<Gpu>, element: Element, len: usize) -> Result<Self, OpError> {
-        let bytes = len.checked_mul(element.size()).ok_or(OpError::Memory {
-            op: "allocate",
-            bytes: usize::MAX,
-            free: 0,
-        })?;
+        const OP: &str = "allocate";
+        let bytes = len.checked_mul(element.size());
+        let bytes = bytes.ok_or(OpError::Memory { op: OP, bytes: usize::MAX, free: 0 })?;
+        gpu.outside_capture(OP)?;
         // The driver has no memory of no bytes.
         let ptr = if bytes == 0 { DevicePtr::NULL } else { gpu.driver().allocate(bytes)? };
-        Ok(Self { gpu, ptr, element, len })
+        let birth = gpu.birth();
+        Ok(Self { gpu, ptr, element, len, birth })
     }
 
     /// Type of its elements.
@@ -91,6 +93,7 @@ impl Buffer {
         if end > self.len {
             return Err(OpError::Index { op: OP, what: "element", index: end, limit: self.len });
         }
+        self.gpu.outside_capture(OP)?;
         if elements.is_empty() {
             return Ok(());
         }
@@ -116,6 +119,7 @@ impl Buffer {
         if end > self.len {
             return Err(OpError::Index { op: OP, what: "element", index: end, limit: self.len });
         }
+        self.gpu.outside_capture(OP)?;
         if elements.is_empty() {
             return Ok(());
         }
@@ -165,8 +169,8 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.ptr != DevicePtr::NULL {
-            // SAFETY: it was allocated in `new`, and slices of it cannot outlive it.
-            unsafe { self.gpu.driver().free(self.ptr) }
+            // Slices of it cannot outlive it, but graphs can.
+            self.gpu.give_back(self.ptr, self.birth);
         }
     }
 }
@@ -213,11 +217,21 @@ impl<'a> Slice<'a> {
         element: Element,
         len: usize,
     ) -> Result<(), OpError> {
-        if self.element != element {
-            let reason = format!("{what} is of {:?}, {element:?} expected", self.element);
-            return Err(OpError::unsupported(op, reason));
-        }
+        Self::check_element(op, what, self.element, element)?;
         check_length(op, what, len, self.len)
+    }
+
+    /// The argument `what` of `op` must be of the expected type.
+    pub(super) fn check_element(
+        op: &'static str,
+        what: &'static str,
+        found: Element,
+        expected: Element,
+    ) -> Result<(), OpError> {
+        if found == expected {
+            return Ok(());
+        }
+        Err(OpError::unsupported(op, format!("{what} is of {found:?}, {expected:?} expected")))
     }
 }
 

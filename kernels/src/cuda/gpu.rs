@@ -1,9 +1,11 @@
 use std::ffi::c_void;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::buffer::{Buffer, wrong_element};
+use super::driver::journal::Journaled;
 use super::driver::{Driver, Grid, Kernel, Memory, Multiply, Properties};
+use super::graph::Captures;
 use super::params::Params;
 use super::{Element, HostElement, Slice, SliceMut};
 use crate::OpError;
@@ -25,6 +27,7 @@ pub struct Gpu {
     tunes: AtomicBool,
     /// [`Products::Own`]
     own_products: AtomicBool,
+    pub(super) captures: Mutex<Captures>,
 }
 
 impl Gpu {
@@ -44,9 +47,10 @@ impl Gpu {
 
     fn new(driver: impl Driver + 'static) -> Arc<Self> {
         Arc::new(Self {
-            driver: Box::new(driver),
+            driver: Box::new(Journaled::new(driver)),
             tunes: AtomicBool::new(false),
             own_products: AtomicBool::new(false),
+            captures: Mutex::default(),
         })
     }
 
@@ -88,7 +92,9 @@ impl Gpu {
 
     /// Waits until all work is done. What failed since the last time is an error here at the latest.
     pub fn synchronize(&self) -> Result<(), OpError> {
-        self.driver.synchronize("synchronize")
+        const OP: &str = "synchronize";
+        self.outside_capture(OP)?;
+        self.driver.synchronize(OP)
     }
 
     pub(super) fn driver(&self) -> &dyn Driver {
@@ -175,10 +181,95 @@ impl Gpu {
         }
         // SAFETY: every matrix was found to lie within its slice.
         unsafe {
-            if self.tunes.load(Ordering::Relaxed) {
+            if self.tunes.load(Ordering::Relaxed) && !self.is_capturing() {
                 self.driver.tune(op, product, input.ptr, weight.ptr, out.ptr)?;
             }
             self.driver.multiply(op, product, input.ptr, weight.ptr, out.ptr)
         }
+    }
+}
+
+#[cfg(all(test, feature = "emulation"))]
+mod tests {
+    use super::*;
+    use crate::NormKind;
+    use crate::cuda::driver::DevicePtr;
+    use crate::cuda::norm::{Norm, NormParams, norm};
+
+    const KERNEL: Kernel = Kernel { module: "norm", name: "norm_f32" };
+    const WIDTH: usize = 24;
+    const NOTHING: NormParams = NormParams {
+        x: DevicePtr::NULL,
+        residual: DevicePtr::NULL,
+        out: DevicePtr::NULL,
+        weight: DevicePtr::NULL,
+        bias: DevicePtr::NULL,
+        width: 0,
+        period: 1,
+        eps: 0.0,
+        centered: 0,
+    };
+
+    fn good(gpu: &Gpu, x: &Buffer, out: &mut Buffer) -> Result<(), OpError> {
+        let plain = Norm { kind: NormKind::Rms, width: WIDTH, weight: None, bias: None, eps: 0.0 };
+        norm(gpu, x.all(), plain, out.all_mut())
+    }
+
+    /// A kernel that reads what is nobody's memory.
+    fn faulty(gpu: &Gpu, out: &Buffer) -> Result<(), OpError> {
+        let nobodys = DevicePtr(out.all().ptr.0 + (1 << 20));
+        let params = NormParams { x: nobodys, out: out.all().ptr, width: WIDTH as u32, ..NOTHING };
+        // SAFETY: none: it is what the emulator is to find.
+        unsafe { gpu.launch("norm", KERNEL, Grid::linear(3, 32), &params) }
+    }
+
+    #[test]
+    fn a_failure_names_what_was_under_way_and_is_the_answer_to_everything_after_it() {
+        let gpu = Gpu::emulated(crate::cuda::Schedule::Forward);
+        let x = gpu.upload(&[1f32; WIDTH]).expect("memory");
+        let mut out = gpu.buffer(Element::F32, WIDTH).expect("memory");
+        good(&gpu, &x, &mut out).expect("a norm");
+        let graph = gpu.capture(|| good(&gpu, &x, &mut out)).expect("a graph");
+        gpu.synchronize().expect("all is well");
+        for _ in 0..10 {
+            good(&gpu, &x, &mut out).expect("a norm");
+        }
+        graph.replay().expect("a replay");
+        let first = faulty(&gpu, &out).expect_err("a fault");
+        let text = first.to_string();
+        assert!(matches!(first, OpError::Device { .. }), "{first:?}");
+        assert!(text.starts_with("norm: kernel norm_f32, block (0,0,0), thread (0,0,0): "), "{text}");
+        assert!(text.contains("under way: …, norm (norm_f32, 1 x 1 x 1 blocks), norm ("), "{text}");
+        assert!(text.contains("), replay (graph of 1), norm (norm_f32, 3 x 1 x 1 blocks); "), "{text}");
+        assert!(text.ends_with("; 12 operations since the last synchronisation"), "{text}");
+
+        let later = [
+            gpu.synchronize(),
+            good(&gpu, &x, &mut out),
+            gpu.buffer(Element::F32, 1).map(drop),
+            out.write(0, &[1f32]),
+            out.read::<f32>().map(drop),
+            out.fill(0),
+            graph.replay(),
+            gpu.capture(|| Ok(())).map(drop),
+            gpu.memory().map(drop),
+        ];
+        for result in later {
+            assert_eq!(result.expect_err("a failed device"), first);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_launched_leaves_the_device_usable() {
+        let gpu = Gpu::emulated(crate::cuda::Schedule::Forward);
+        let x = gpu.upload(&[1f32; WIDTH]).expect("memory");
+        let mut out = gpu.buffer(Element::F32, WIDTH).expect("memory");
+        let missing = Kernel { module: "norm", name: "norm_f1" };
+        // SAFETY: there is no such kernel.
+        let error =
+            unsafe { gpu.launch("norm", missing, Grid::linear(1, 32), &NOTHING) }.expect_err("no kernel");
+        assert!(matches!(error, OpError::Driver { .. }), "{error:?}");
+        good(&gpu, &x, &mut out).expect("a norm");
+        assert_eq!(out.read::<f32>().expect("read"), [1.0; WIDTH]);
     }
 }

@@ -1,7 +1,9 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{embedding, gemm, gemv, logprobs, norm, pointwise, rope, sampling};
+use super::{
+    attention, embedding, experts, gemm, gemv, logprobs, lora, norm, pointwise, rope, routing, sampling,
+};
 use crate::OpError;
 
 /// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
@@ -82,10 +84,14 @@ pub(super) use kernels;
 /// Every struct of parameters, by module.
 pub fn layouts() -> Vec<Layout> {
     vec![
+        attention::AttentionParams::LAYOUT,
         embedding::AddEmbeddingParams::LAYOUT,
         embedding::GatherParams::LAYOUT,
+        experts::ExpertEntry::LAYOUT,
+        experts::ExpertsParams::LAYOUT,
         gemm::GemmParams::LAYOUT,
         gemv::GemvParams::LAYOUT,
+        lora::LowRankParams::LAYOUT,
         logprobs::LogprobsParams::LAYOUT,
         norm::NormParams::LAYOUT,
         pointwise::ConvertParams::LAYOUT,
@@ -98,5 +104,6 @@ pub fn layouts() -> Vec<Layout> {
         sampling::LogitsParams::LAYOUT,
         sampling::RowParams::LAYOUT,
         sampling::SampleParams::LAYOUT,
+        routing::RouteParams::LAYOUT,
     ]
 }

@@ -221,6 +221,29 @@ impl SamplerState {
         unsafe { self.gpu.launch(OP, ADMIT, Grid::linear(1, threads_of_row(self.vocabulary)), &params) }
     }
 
+    /// Takes over the history of a request: how long its prompt is, and of each token that it has seen, how often it is in
+    /// the prompt and among the generated ones. A count ends at 65535; ids that do not exist count for the length alone.
+    ///
+    /// Errors when there is no such slot.
+    pub fn restore(
+        &mut self,
+        slot: u32,
+        prompt: usize,
+        seen: impl Iterator<Item = (u32, [u32; 2])>,
+    ) -> Result<(), OpError> {
+        self.prompt_length(slot)?;
+        self.staged.clear();
+        self.staged.resize(self.vocabulary, 0);
+        for (id, [in_prompt, generated]) in seen {
+            if let Some(count) = self.staged.get_mut(id as usize) {
+                *count = in_prompt.min(0xffff) | generated.min(0xffff) << 16;
+            }
+        }
+        let slot = slot as usize;
+        self.prompts[slot] = prompt;
+        self.histories.write(slot * self.vocabulary, &self.staged)
+    }
+
     /// Takes the rows of the next step, and sends what describes them to the device in one copy.
     ///
     /// Errors when there are too many of them, two have a row of logits or a history in common, a mask has not

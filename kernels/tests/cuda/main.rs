@@ -2,6 +2,9 @@
 //! compute.
 #![cfg(feature = "emulation")]
 
+mod captures;
+mod transfers;
+
 use std::collections::BTreeSet;
 
 use kernels::cuda::checks::{self, Finding};
@@ -48,7 +51,10 @@ macro_rules! families {
     };
 }
 
-families!(norm, embedding, pointwise, rope, multiply, linear, gemm, sampling, logprobs);
+families!(
+    norm, embedding, pointwise, rope, multiply, linear, gemm, graph, transfer, lora, sampling, logprobs,
+    attention, route, experts
+);
 
 #[test]
 fn every_family_is_tested() {

@@ -8,8 +8,10 @@ use kernels::{Activation, DType, Gating, OpError, RopeTable, Values};
 use super::{
     Attention, AttentionRules, AttentionScratch, CopyParts, DeviceMemory, Expert, ExpertScratch, ExpertSet,
     Experts, Indices, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles, RopeCacheWrite,
-    Routes, Routing, SequenceBuffer, Tensor,
+    Routes, Routing, SamplingState, SequenceBuffer, Tensor,
 };
+use crate::sampling::logprobs::Normalizer;
+use crate::sampling::{Choice, Pick, Scratch};
 use crate::weights::Weight;
 
 pub(super) fn zeros(_: &Cpu, rows: usize, width: usize) -> Result<Tensor, OpError> {
@@ -54,6 +56,37 @@ pub(super) fn routes(_: &Cpu) -> Result<Routes, OpError> {
 
 pub(super) fn expert_scratch(_: &Cpu) -> Result<ExpertScratch, OpError> {
     Ok(ExpertScratch::Host(cpu::ExpertScratch::default()))
+}
+
+pub(super) fn sampling_state(_: &Cpu) -> SamplingState {
+    SamplingState::Host(Scratch::default())
+}
+
+pub(super) fn row_logprobs(
+    _: &Cpu,
+    _: &mut SamplingState,
+    logits: &Tensor,
+    at: &[u32],
+    ids: &[u32],
+) -> Result<Vec<f32>, OpError> {
+    let rows = at.iter().zip(ids).map(|(&row, &id)| {
+        let row = logits.host_row(row as usize);
+        Normalizer::of_row(row).logprob(row[id as usize]) as f32
+    });
+    Ok(rows.collect())
+}
+
+pub(super) fn choose(
+    _: &Cpu,
+    state: &mut SamplingState,
+    logits: &Tensor,
+    picks: &mut [Pick<'_>],
+) -> Result<Vec<Option<Choice>>, OpError> {
+    let scratch = state.host_mut();
+    let choices = picks
+        .iter_mut()
+        .map(|Pick { row, sampler, top }| sampler.choose(logits.host_row(*row), *top, scratch).ok());
+    Ok(choices.collect())
 }
 
 /// Keys and values are f32.
@@ -253,6 +286,17 @@ pub(super) fn scale(cpu: &Cpu, x: &mut Tensor, factor: f32) -> Result<(), OpErro
 
 pub(super) fn add(cpu: &Cpu, x: &mut Tensor, delta: &Tensor) -> Result<(), OpError> {
     cpu::add(cpu, x.host_mut(), delta.host())
+}
+
+/// Both are f32.
+pub(super) fn enter_stream(_: &Cpu, x: &mut Tensor, stream: &mut Tensor) -> Result<(), OpError> {
+    std::mem::swap(x, stream);
+    Ok(())
+}
+
+/// Both are f32.
+pub(super) fn from_stream<'a>(_: &Cpu, stream: &'a Tensor, _: &'a mut Tensor) -> Result<&'a Tensor, OpError> {
+    Ok(stream)
 }
 
 pub(super) fn clamp(cpu: &Cpu, x: &mut Tensor, limit: f32) -> Result<(), OpError> {

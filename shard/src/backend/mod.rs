@@ -4,7 +4,7 @@
 //! - `tensor.rs`, `matrix.rs`: tensors and weights on the device
 //! - `step.rs`: what a step says about its tokens; `moe.rs`: experts; `scratch.rs`: what operations keep between steps
 //! - `open.rs`: which device it is
-//! - `cpu.rs`: the operations on CPUs; `cuda.rs`: on NVIDIA GPUs (feature `cuda`)
+//! - `cpu.rs`: the operations on CPUs; `cuda/`: on NVIDIA GPUs (feature `cuda`)
 //!
 //! Operations are asynchronous where the device is: their errors are wrong arguments, found before anything runs, or a
 //! failure of the device ([`OpError::Device`]), which is final and may be older than the operation that reports it.
@@ -33,14 +33,16 @@ pub use cuda::Cuda;
 pub use matrix::{Matrix, Projection};
 pub use moe::{Expert, ExpertSet};
 pub use open::{CacheDType, DeviceChoice, DeviceOptions};
-pub use scratch::{AttentionScratch, ExpertScratch, Routes};
+pub use scratch::{AttentionScratch, ExpertScratch, Routes, SamplingState};
 pub use step::{Indices, SequenceBuffer, Sequences};
 pub use tensor::Tensor;
 
 use matrix::MatrixStorage;
 
 use crate::cache::LayerKv;
-use crate::weights::{FileRange, Progress, Weight, WeightError, prefetch};
+use crate::layers::LayerError;
+use crate::sampling::{Choice, Pick};
+use crate::weights::{FileRange, Progress, Weight, prefetch};
 
 /// Where tensors live and operations run. A clone is the same device.
 #[derive(Clone)]
@@ -256,6 +258,13 @@ impl Device {
         dispatch!(self, zeros(rows, width))
     }
 
+    /// A tensor of zeros for the stream that layers add to, `[rows, width]`: f32 on every device.
+    ///
+    /// Errors as [`zeros`](Self::zeros) does.
+    pub fn zeros_stream(&self, rows: usize, width: usize) -> Result<Tensor, OpError> {
+        dispatch!(self, zeros_f32(rows, width))
+    }
+
     /// A tensor of zeros in f32, for scores and logits, `[rows, width]`.
     ///
     /// Errors as [`zeros`](Self::zeros) does.
@@ -294,15 +303,15 @@ impl Device {
     /// Returns when all weights are where they were placed; those of a CPU, which lie in `files`, are then in memory.
     /// `report` is told how far that has come.
     ///
-    /// Errors when a file cannot be read.
-    pub fn settle(&self, files: &[FileRange], report: impl FnMut(Progress)) -> Result<(), WeightError> {
+    /// Errors when a file cannot be read, or the device has failed.
+    pub fn settle(&self, files: &[FileRange], report: impl FnMut(Progress)) -> Result<(), LayerError> {
         match self {
             Self::Cpu(_) => {
                 let ranges = files.iter().map(|mapped| (mapped.file.clone(), mapped.range.clone()));
-                prefetch(&ranges.collect::<Vec<_>>(), report)
+                Ok(prefetch(&ranges.collect::<Vec<_>>(), report)?)
             }
             #[cfg(feature = "gpu")]
-            Self::Cuda(_) => Ok(()),
+            Self::Cuda(device) => Ok(cuda::settle(device)?),
         }
     }
 
@@ -329,6 +338,11 @@ impl Device {
     /// What a mixture of experts keeps. Errors when the device has no room for it.
     pub fn expert_scratch(&self) -> Result<ExpertScratch, OpError> {
         dispatch!(self, expert_scratch())
+    }
+
+    /// What choosing tokens keeps.
+    pub fn sampling_state(&self) -> SamplingState {
+        dispatch!(self, sampling_state())
     }
 
     /// Bytes of an element of the key/value cache.
@@ -455,6 +469,16 @@ impl Device {
         dispatch!(self, add(x, delta))
     }
 
+    /// `stream = x`; what `x` holds afterwards is unspecified.
+    pub fn enter_stream(&self, x: &mut Tensor, stream: &mut Tensor) -> Result<(), OpError> {
+        dispatch!(self, enter_stream(x, stream))
+    }
+
+    /// The stream as the layers' type: itself where that is f32, else what is written to `x`.
+    pub fn from_stream<'a>(&self, stream: &'a Tensor, x: &'a mut Tensor) -> Result<&'a Tensor, OpError> {
+        dispatch!(self, from_stream(stream, x))
+    }
+
     /// Keeps every element between `-limit` and `limit`.
     pub fn clamp(&self, x: &mut Tensor, limit: f32) -> Result<(), OpError> {
         dispatch!(self, clamp(x, limit))
@@ -483,5 +507,27 @@ impl Device {
     /// `out[r] = x[rows[r]]`; `out`: `[R, width]`.
     pub fn select_rows(&self, x: &Tensor, rows: &Indices, out: &mut Tensor) -> Result<(), OpError> {
         dispatch!(self, select_rows(x, rows, out))
+    }
+
+    /// The natural logarithm of the probability of each of `ids` in its row `at` of raw logits.
+    pub fn row_logprobs(
+        &self,
+        state: &mut SamplingState,
+        logits: &Tensor,
+        at: &[u32],
+        ids: &[u32],
+    ) -> Result<Vec<f32>, OpError> {
+        dispatch!(self, row_logprobs(state, logits, at, ids))
+    }
+
+    /// Chooses a token for each pick, in order; none where the logits are no distribution. The rows of `logits` that take part
+    /// may be changed.
+    pub fn choose(
+        &self,
+        state: &mut SamplingState,
+        logits: &mut Tensor,
+        picks: &mut [Pick<'_>],
+    ) -> Result<Vec<Option<Choice>>, OpError> {
+        dispatch!(self, choose(state, logits, picks))
     }
 }

@@ -3,6 +3,8 @@
 #[cfg(feature = "gpu")]
 use kernels::cuda;
 
+use crate::sampling::Scratch;
+
 /// Which experts the tokens of a step go to, and with what weights. Memory is kept from step to step.
 #[derive(Debug)]
 pub enum Routes {
@@ -31,6 +33,27 @@ pub enum AttentionScratch {
     /// Parts of long contexts, on a GPU.
     #[cfg(feature = "gpu")]
     Device(cuda::AttentionScratch),
+}
+
+/// What choosing tokens keeps from step to step.
+#[derive(Debug)]
+pub enum SamplingState {
+    /// Buffers of the CPU.
+    Host(Scratch),
+    /// Parameters, histories and results in a GPU's memory.
+    #[cfg(feature = "gpu")]
+    Device(Box<super::cuda::DeviceSampling>),
+}
+
+impl SamplingState {
+    /// As the CPU takes it.
+    pub(super) fn host_mut(&mut self) -> &mut Scratch {
+        match self {
+            Self::Host(scratch) => scratch,
+            #[cfg(feature = "gpu")]
+            Self::Device(_) => unreachable!("sampling of a GPU reached the CPU"),
+        }
+    }
 }
 
 impl Routes {

@@ -86,6 +86,11 @@ impl Tensor {
         }
     }
 
+    /// One row, of a tensor of the CPU. Panics when there is none.
+    pub(super) fn host_row(&self, row: usize) -> &[f32] {
+        &self.host()[row * self.width..(row + 1) * self.width]
+    }
+
     /// The elements, of a tensor of the CPU, to be written.
     pub(crate) fn host_mut(&mut self) -> &mut [f32] {
         match &mut self.storage {

@@ -53,13 +53,13 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(parts: Parts) -> Self {
         Self {
-            parts,
             cache: None,
             prefill_max: TokenCount(0),
             step_expected: Duration::ZERO,
             batches: HashMap::new(),
             adapters: Adapters::default(),
-            stepper: Stepper::default(),
+            stepper: Stepper::new(&parts.device),
+            parts,
         }
     }
 
@@ -188,7 +188,7 @@ impl Core {
             .map_err(|source| WarmupError::Prefill { tokens: size.tokens, source })?;
         let blocks = batch.summary(BLOCK_SIZE).tokens_max.blocks(BLOCK_SIZE);
         let mut cache = PagedKv::new(device, shape.kv, blocks, BLOCK_SIZE).map_err(WarmupError::Cache)?;
-        let mut machine = Machine { model: model.as_mut(), cache: &mut cache, tokenizer, ranks };
+        let mut machine = Machine { device, model: model.as_mut(), cache: &mut cache, tokenizer, ranks };
         let begin = Instant::now();
         let tokens: usize = batch.rows().iter().map(|row| row.ids().len()).sum();
         self.stepper.step(&mut machine, &mut batch).map_err(|source| WarmupError::Step(Box::new(source)))?;
@@ -206,8 +206,8 @@ impl Core {
         concat: Option<Duration>,
     ) -> Result<StepReport, EngineError> {
         let cache = self.cache.as_mut().ok_or(EngineError::NotWarm)?;
-        let Parts { model, tokenizer, ranks, .. } = &mut self.parts;
-        let mut machine = Machine { model: model.as_mut(), cache, tokenizer, ranks };
+        let Parts { model, device, tokenizer, ranks, .. } = &mut self.parts;
+        let mut machine = Machine { device, model: model.as_mut(), cache, tokenizer, ranks };
         let report = self.stepper.step(&mut machine, &mut batch);
         let mut report = report.map_err(|error| error.in_step(batch.rows().iter().map(Row::id)))?;
         if !batch.is_stopped() {

@@ -9,7 +9,7 @@ use super::error::RequestError;
 use super::request::Stopping;
 use super::slots::SlotTable;
 use crate::layers::Adapter;
-use crate::sampling::{Choice, NotNumbers, Sampler, SamplingParams, Scored, Scratch, logprobs::Normalizer};
+use crate::sampling::{Choice, Pick, Sampler, SamplingParams, Scored};
 use crate::text::detokenizer::{Detokenizer, generated_text};
 use crate::text::stop::{Found, StopStrings};
 use crate::text::tokenizer::Tokenizer;
@@ -178,19 +178,22 @@ impl Row {
         self.progress.next -= tokens;
     }
 
-    /// Takes the raw logits that follow the tokens at `start ..`, one row each.
-    pub fn note_prompt_logits<'a>(&mut self, start: usize, rows: impl Iterator<Item = &'a [f32]>) {
-        let Some(logprobs) = &mut self.prompt_logprobs else { return };
-        let predicted = self.ids[..self.prompt_length].iter().skip(start + 1);
-        logprobs.extend(predicted.zip(rows).map(|(id, logits)| {
-            let normalizer = Normalizer::of_row(logits);
-            normalizer.logprob(logits[*id as usize]) as f32
-        }));
+    /// The prompt tokens that follow those at `start .. start + count`, if their log-probabilities are wanted.
+    pub fn prompt_tokens_behind(&self, start: usize, count: usize) -> &[u32] {
+        let end = self.prompt_length.min(start + 1 + count);
+        if self.wants_prompt_logprobs() { self.ids.get(start + 1..end).unwrap_or_default() } else { &[] }
     }
 
-    /// Chooses the token that follows the last one.
-    pub fn choose(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<Choice, NotNumbers> {
-        self.sampler.choose(logits, self.top, scratch)
+    /// Takes the log-probabilities of the next prompt tokens.
+    pub fn note_prompt_logprobs(&mut self, next: &[f32]) {
+        if let Some(logprobs) = &mut self.prompt_logprobs {
+            logprobs.extend_from_slice(next);
+        }
+    }
+
+    /// The token that follows the last one, to be chosen from this row of logits.
+    pub fn pick(&mut self, row: usize) -> Pick<'_> {
+        Pick { row, sampler: &mut self.sampler, top: self.top }
     }
 
     /// Appends the chosen token: makes its text and finds out whether the request stops with it.

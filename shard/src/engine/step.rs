@@ -8,12 +8,13 @@ use super::answer::{StepReport, Timings};
 use super::batch::Batch;
 use super::commands::BLOCK_SIZE;
 use super::error::EngineError;
-use super::inputs::Inputs;
+use super::inputs::{Inputs, Span};
 use super::row::Row;
+use crate::backend::{Device, SamplingState, Tensor};
 use crate::cache::PagedKv;
 use crate::collective::Ranks;
 use crate::model::{Model, StepInput};
-use crate::sampling::{Choice, Scratch};
+use crate::sampling::{Choice, NotNumbers};
 use crate::text::tokenizer::Tokenizer;
 
 /// Most memory for the logits of prompts whose log-probabilities are wanted. A longer chunk takes several passes.
@@ -23,12 +24,14 @@ const PROMPT_LOGITS_BYTES: usize = 64 << 20;
 #[derive(Debug)]
 pub struct Stepper {
     inputs: Inputs,
-    scratch: Scratch,
+    sampling: SamplingState,
     prompt_logits_bytes: usize,
 }
 
 /// What a step runs on.
 pub struct Machine<'a> {
+    /// The device.
+    pub device: &'a Device,
     /// The model.
     pub model: &'a mut dyn Model,
     /// Its cache.
@@ -39,17 +42,16 @@ pub struct Machine<'a> {
     pub ranks: &'a Ranks,
 }
 
-impl Default for Stepper {
-    fn default() -> Self {
+impl Stepper {
+    /// For steps on this device.
+    pub fn new(device: &Device) -> Self {
         Self {
             inputs: Inputs::default(),
-            scratch: Scratch::default(),
+            sampling: device.sampling_state(),
             prompt_logits_bytes: PROMPT_LOGITS_BYTES,
         }
     }
-}
 
-impl Stepper {
     /// Feeds the next tokens of every running row. The report has no batch yet: that is known when the next step is planned;
     /// and generations only of the rows that this rank owns.
     pub fn step(&mut self, machine: &mut Machine<'_>, batch: &mut Batch) -> Result<StepReport, EngineError> {
@@ -104,7 +106,7 @@ impl Stepper {
         machine: &mut Machine<'_>,
         rows: &mut [Row],
     ) -> Result<Vec<(usize, Choice)>, EngineError> {
-        let Self { inputs, scratch, .. } = self;
+        let Self { inputs, sampling, .. } = self;
         if inputs.ids.is_empty() {
             return Ok(Vec::new());
         }
@@ -121,31 +123,77 @@ impl Stepper {
             logits_at: &inputs.logits_at,
             adapters: &adapters,
         };
-        let logits = machine.model.forward(&input, machine.cache)?.read()?;
+        let logits = machine.model.forward(&input, machine.cache)?;
         let expected = inputs.logits_at.len() * vocabulary;
         if logits.len() != expected {
-            return Err(
-                OpError::Length { op: "forward", what: "logits", expected, found: logits.len() }.into()
-            );
+            let found = logits.len();
+            return Err(OpError::Length { op: "forward", what: "logits", expected, found }.into());
         }
-        let mut choices = Vec::new();
+        // Before tokens are chosen: that changes the rows.
+        note_prompt_logprobs(machine.device, machine.ranks, inputs, sampling, logits, rows)?;
         for span in &inputs.spans {
-            let row = &mut rows[span.row];
-            let own = &logits[span.logits.start * vocabulary..span.logits.end * vocabulary];
-            if machine.ranks.owns(row.id()) {
-                row.note_prompt_logits(span.start, own.chunks_exact(vocabulary));
-            }
-            row.advance(span.tokens.len());
-            if span.yields {
-                let last = &own[own.len() - vocabulary..];
-                let choice = row
-                    .choose(last, scratch)
-                    .map_err(|source| EngineError::Logits { request: row.id(), source })?;
-                choices.push((span.row, choice));
-            }
+            rows[span.row].advance(span.tokens.len());
         }
-        Ok(choices)
+        choose(machine.device, inputs, sampling, logits, rows)
     }
+}
+
+/// Log-probabilities of prompts, for the rows that want them and that this rank answers.
+fn note_prompt_logprobs(
+    device: &Device,
+    ranks: &Ranks,
+    inputs: &Inputs,
+    sampling: &mut SamplingState,
+    logits: &Tensor,
+    rows: &mut [Row],
+) -> Result<(), EngineError> {
+    let (mut at, mut ids) = (Vec::new(), Vec::new());
+    let targets = |span: &Span, row: &Row| match ranks.owns(row.id()) {
+        true => row.prompt_tokens_behind(span.start, span.logits.len()).to_vec(),
+        false => Vec::new(),
+    };
+    for span in &inputs.spans {
+        let targets = targets(span, &rows[span.row]);
+        at.extend(span.logits.clone().take(targets.len()).map(|row| row as u32));
+        ids.extend(targets);
+    }
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let logprobs = device.row_logprobs(sampling, logits, &at, &ids)?;
+    let mut rest = &logprobs[..];
+    for span in &inputs.spans {
+        let (own, others) = rest.split_at(targets(span, &rows[span.row]).len());
+        rows[span.row].note_prompt_logprobs(own);
+        rest = others;
+    }
+    Ok(())
+}
+
+/// The tokens of the rows that have come to their end, with the index of the rows.
+fn choose(
+    device: &Device,
+    inputs: &Inputs,
+    sampling: &mut SamplingState,
+    logits: &mut Tensor,
+    rows: &mut [Row],
+) -> Result<Vec<(usize, Choice)>, EngineError> {
+    let mut yielding = inputs.spans.iter().filter(|span| span.yields).peekable();
+    let mut picks = Vec::new();
+    let mut chosen = Vec::new();
+    // Spans are in the order of their rows.
+    for (index, row) in rows.iter_mut().enumerate() {
+        if let Some(span) = yielding.next_if(|span| span.row == index) {
+            chosen.push((index, row.id()));
+            picks.push(row.pick(span.logits.end - 1));
+        }
+    }
+    let choices = device.choose(sampling, logits, &mut picks)?;
+    let named = chosen.into_iter().zip(choices).map(|((index, request), choice)| match choice {
+        Some(choice) => Ok((index, choice)),
+        None => Err(EngineError::Logits { request, source: NotNumbers }),
+    });
+    named.collect()
 }
 
 #[cfg(test)]
@@ -178,13 +226,14 @@ mod tests {
         requests[2].prompt_logprobs = true;
         let mut batch = admission.batch(NewBatch { id: BatchId(0), requests: requests.to_vec() }).unwrap();
         let mut machine = Machine {
+            device: &parts.device,
             model: parts.model.as_mut(),
             cache: &mut cache,
             tokenizer: &parts.tokenizer,
             ranks: &parts.ranks,
         };
         let prompt_logits_bytes = prompt_logits_rows * VOCABULARY * size_of::<f32>();
-        let mut stepper = Stepper { prompt_logits_bytes, ..Stepper::default() };
+        let mut stepper = Stepper { prompt_logits_bytes, ..Stepper::new(&parts.device) };
         stepper.step(&mut machine, &mut batch).unwrap().generations
     }
 

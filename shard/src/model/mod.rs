@@ -107,8 +107,8 @@ pub trait Model: Send {
     fn reserve(&mut self, tokens: usize, logits: usize) -> Result<(), OpError>;
 
     /// One pass over a flattened batch; keys and values go into `cache`. Returns logits of the `R` positions that
-    /// `input` selects: `[R, vocabulary]`, f32. The result lives until the next pass, whose buffers it shares.
-    fn forward(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<&Tensor, OpError>;
+    /// `input` selects: `[R, vocabulary]`, f32. The result lives until the next pass, whose buffers it shares, and may be changed.
+    fn forward(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<&mut Tensor, OpError>;
 }
 
 /// Why a model cannot be loaded. Each names the file, and the field or the tensor.

@@ -16,6 +16,8 @@ pub mod penalties;
 pub mod random;
 pub mod warpers;
 
+use std::sync::mpsc;
+
 use proto::units::TokenId;
 
 use logprobs::Normalizer;
@@ -80,13 +82,37 @@ pub struct Choice {
 pub struct NotNumbers;
 
 /// Chooses the tokens of one request.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Sampler {
     params: SamplingParams,
     /// Kept only if a penalty needs it.
     history: Option<History>,
     previous: TokenId,
     generated: u64,
+    /// Where a device keeps a copy of the history.
+    place: Option<HistoryPlace>,
+}
+
+/// A place for a request's history on a device. Dropping it gives it back.
+#[derive(Debug)]
+pub struct HistoryPlace {
+    /// Which.
+    pub slot: u32,
+    /// Of which set of places: a larger one may have replaced it since.
+    pub set: u64,
+    /// Where it goes when it is dropped.
+    pub home: mpsc::Sender<(u32, u64)>,
+}
+
+/// A token to choose, of one request.
+#[derive(Debug)]
+pub struct Pick<'a> {
+    /// The row of logits that it is chosen from.
+    pub row: usize,
+    /// How.
+    pub sampler: &'a mut Sampler,
+    /// Alternatives to list.
+    pub top: usize,
 }
 
 /// Buffers that all choices share.
@@ -94,6 +120,13 @@ pub struct Sampler {
 pub struct Scratch {
     candidates: Vec<Candidate>,
     values: Vec<f32>,
+}
+
+impl Drop for HistoryPlace {
+    fn drop(&mut self) {
+        // Where the device is gone, so are its places, and nobody wants them back.
+        self.home.send((self.slot, self.set)).ok();
+    }
 }
 
 impl SamplingParams {
@@ -113,12 +146,37 @@ impl Sampler {
     pub fn new(params: SamplingParams, prompt: &[u32]) -> Self {
         let history = (!params.penalties.are_neutral()).then(|| History::of_prompt(prompt));
         let previous = TokenId(prompt.last().copied().unwrap_or_default());
-        Self { params, history, previous, generated: 0 }
+        Self { params, history, previous, generated: 0, place: None }
     }
 
     /// The seed, if random draws decide.
     pub fn seed(&self) -> Option<u64> {
         self.params.samples().then_some(self.params.seed)
+    }
+
+    /// How tokens are chosen.
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
+    /// What the penalties look at, if there are any.
+    pub fn history(&self) -> Option<&History> {
+        self.history.as_ref()
+    }
+
+    /// Where a device keeps a copy of the history.
+    pub fn place_mut(&mut self) -> &mut Option<HistoryPlace> {
+        &mut self.place
+    }
+
+    /// The token before the next one.
+    pub fn previous(&self) -> TokenId {
+        self.previous
+    }
+
+    /// Tokens chosen so far.
+    pub fn generated(&self) -> u64 {
+        self.generated
     }
 
     /// Chooses the next token from its logits `[vocabulary]`, with the `top` best alternatives.
@@ -198,7 +256,8 @@ impl Sampler {
         winner
     }
 
-    fn advance(&mut self, id: TokenId) {
+    /// Goes on from the token that was chosen.
+    pub fn advance(&mut self, id: TokenId) {
         self.generated += 1;
         self.previous = id;
         if let Some(history) = &mut self.history {

@@ -14,16 +14,15 @@ use crate::steps::Runner;
 
 /// Every GPU there is, by name.
 fn gpus() -> Vec<(&'static str, Arc<Gpu>)> {
-    #[cfg_attr(not(feature = "cuda"), expect(unused_mut, reason = "only a driver adds to it"))]
-    let mut gpus = Vec::new();
     #[cfg(feature = "cuda")]
-    match Gpu::open(0) {
-        Ok(gpu) => gpus.push(("GPU", gpu)),
-        Err(error) => println!("no GPU: {error}"),
-    }
+    let real = Gpu::open(0).inspect_err(|error| println!("no GPU: {error}")).ok();
+    #[cfg(not(feature = "cuda"))]
+    let real = None;
     #[cfg(feature = "emulation")]
-    gpus.push(("emulated", Gpu::emulated(kernels::cuda::Schedule::Forward)));
-    gpus
+    let emulated = Some(Gpu::emulated(kernels::cuda::Schedule::Forward));
+    #[cfg(not(feature = "emulation"))]
+    let emulated = None;
+    [("GPU", real), ("emulated", emulated)].into_iter().filter_map(|(name, gpu)| Some((name, gpu?))).collect()
 }
 
 /// On an emulated GPU all prompts of the Llamas, and the first of the others: time is short.
@@ -34,6 +33,31 @@ fn prompts_for(gpu: &str, fixture: &str, mut prompts: Vec<Prompt>) -> Vec<Prompt
     prompts
 }
 
+/// By how much the reference library's own log-probabilities in float16 and in bfloat16 (transformers 5.24, eager attention,
+/// CPU) are off from those in float32, where that is more than the bounds say. Random weights as large as those of these
+/// checkpoints make that of rounding.
+const ROUGH: &[(&str, [f64; 2])] = &[
+    ("llama_linear", [0.0924, 0.5083]),
+    ("llama_yarn", [0.0618, 0.7907]),
+    ("llama_yarn_tuned", [0.0912, 1.3894]),
+    ("phi4_mini", [0.0867, 0.5405]),
+    ("qwen2_split", [0.0682, 0.6137]),
+];
+
+/// Two computations that each round differently from float32 are further from each other than from that.
+const APART: f64 = 2.0;
+
+/// The bounds of a fixture, of which the library itself keeps no better ones.
+fn bounds_of(fixture: &str, dtype: DType, bounds: Bounds) -> Bounds {
+    let rough = ROUGH.iter().find(|(name, _)| *name == fixture).map(|(_, off)| match dtype {
+        DType::F32 => 0.0,
+        DType::F16 => off[0] * APART,
+        DType::BF16 => off[1] * APART,
+    });
+    let widest = |bound: f64| rough.map_or(bound, |rough| rough.max(bound));
+    Bounds { logprob: widest(bounds.logprob), margin: widest(bounds.margin) }
+}
+
 /// Every fixture in this type, which rounds as much as the bounds say.
 fn check(dtype: DType, bounds: Bounds) {
     let mut found = BTreeMap::new();
@@ -42,12 +66,13 @@ fn check(dtype: DType, bounds: Bounds) {
         for directory in directories() {
             let fixture = name_of(&directory);
             let prompts = prompts_for(name, &fixture, prompts(&directory));
+            let bounds = bounds_of(&fixture, dtype, bounds);
             let worst = Runner::open_on(&directory, device.clone(), Ranks::alone())
                 .and_then(|mut runner| compare(&mut runner, &prompts, None, bounds));
-            found.insert(format!("{name} {dtype:?} {fixture}"), worst);
+            found.insert(format!("{name} {dtype:?} {fixture}"), (worst, bounds));
         }
     }
-    report(&found, bounds);
+    report(found);
 }
 
 #[test]
@@ -79,8 +104,8 @@ fn adapters_answer_in_float32_as_the_reference_library_does() {
                 let adapter = runner.adapter(&adapter)?;
                 compare(&mut runner, &prompts, Some(&adapter), bounds)
             });
-            found.insert(case, worst);
+            found.insert(case, (worst, bounds));
         }
     }
-    report(&found, bounds);
+    report(found);
 }

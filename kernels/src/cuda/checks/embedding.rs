@@ -10,8 +10,8 @@ const FIRST: u32 = 40;
 pub(super) fn check(c: &mut Checker) -> Result<(), OpError> {
     for element in FLOATS {
         for width in WIDTHS {
-            // Rows that follow each other, and those that begin at multiples of 16 bytes.
-            for stride in [width, cuda::OwnedMatrix::stride_of(element, width)] {
+            // Rows that follow each other, that begin at multiples of 16 bytes, and that do not.
+            for stride in [width, cuda::OwnedMatrix::stride_of(element, width), width + 1] {
                 lookup(c, element, width, stride)?;
                 addition(c, element, width, stride)?;
             }

@@ -84,7 +84,14 @@ fn gatings(c: &mut Checker, element: Element, len: usize, before: usize) -> Resu
             &|x, y| reference::gated(gating, x, y),
         )?;
     }
-    joined(c, element, len, before, 1.0, ("add", &|gpu, x, y| cuda::add(gpu, x, y)), &reference::add)
+    joined(c, element, len, before, 1.0, ("add", &|gpu, x, y| cuda::add(gpu, x, y)), &reference::add)?;
+    let (values, others) = (numbers(c, len), numbers(c, len));
+    let mut x = c.placed(Element::F32, before, &values, 1)?;
+    let y = c.placed(element, before, &others, 0)?;
+    let place = before..before + len;
+    cuda::add(&c.gpu(), x.buffer.slice_mut(place.clone()), y.buffer.slice(place.clone()))?;
+    let case = format!("add to f32, {element:?}, {len} behind {before}");
+    c.close_within(case, &x.buffer, place, &reference::add(&x.host, &y.host), 2.0)
 }
 
 type DefinitionOfTwo<'a> = &'a dyn Fn(&[f32], &[f32]) -> Vec<f64>;
@@ -182,16 +189,16 @@ fn conversions(c: &mut Checker, element: Element, len: usize, before: usize) -> 
 
 fn rows_of(c: &mut Checker, element: Element, rows: usize, width: usize) -> Result<(), OpError> {
     let gpu = c.gpu();
-    for before in [0, 1] {
+    for (before, bias_before) in [(0, 0), (1, 0), (0, 1)] {
         let (values, len) = (numbers(c, rows * width), rows * width);
-        let bias = c.floats(Element::F32, before + width)?;
+        let bias = c.floats(Element::F32, bias_before + width)?;
         let mut x = c.placed(element, before, &values, 1)?;
         cuda::add_bias(
             &gpu,
             x.buffer.slice_mut(before..before + len),
-            bias.buffer.slice(before..before + width),
+            bias.buffer.slice(bias_before..bias_before + width),
         )?;
-        let column = |i: usize| f64::from(bias.host[before + i % width]);
+        let column = |i: usize| f64::from(bias.host[bias_before + i % width]);
         let added: Vec<f64> = x.host.iter().enumerate().map(|(i, &x)| f64::from(x) + column(i)).collect();
         let case = format!("add_bias, {element:?}, {rows} rows of {width} behind {before}");
         c.close_within(case, &x.buffer, before..before + len, &added, computed(element, 1.0))?;

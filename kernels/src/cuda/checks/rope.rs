@@ -10,8 +10,8 @@ struct Case {
     start: usize,
     value_width: usize,
     tokens: usize,
-    /// Queries, keys and values begin in the middle of a vector.
-    shifted: bool,
+    /// Elements before queries, keys and values.
+    before: [usize; 3],
 }
 
 const fn case(
@@ -20,11 +20,11 @@ const fn case(
     value_width: usize,
     tokens: usize,
 ) -> Case {
-    Case { shape, rotary_dim: rotated.0, start: rotated.1, value_width, tokens, shifted: false }
+    Case { shape, rotary_dim: rotated.0, start: rotated.1, value_width, tokens, before: [0; 3] }
 }
 
 /// Whole and partial, from the beginning and from the middle, odd sizes, and more than a block does at once.
-const CASES: [Case; 13] = [
+const CASES: [Case; 16] = [
     case((2, 1, 2), (2, 0), 2, 3),
     case((6, 2, 7), (6, 0), 14, 5),
     case((4, 2, 64), (64, 0), 128, 5),
@@ -37,7 +37,10 @@ const CASES: [Case; 13] = [
     case((2, 2, 96), (32, 8), 190, 3),
     case((32, 8, 128), (128, 0), 1024, 2),
     case((2, 1, 24), (8, 0), 24, 0),
-    Case { shifted: true, ..case((4, 2, 64), (64, 0), 128, 3) },
+    case((2, 1, 48), (32, 5), 48, 2),
+    Case { before: [1, 0, 0], ..case((4, 2, 64), (64, 0), 128, 3) },
+    Case { before: [0, 1, 0], ..case((4, 2, 64), (64, 0), 128, 3) },
+    Case { before: [0, 0, 1], ..case((4, 2, 64), (64, 0), 128, 3) },
 ];
 
 const ROWS: usize = 9;
@@ -64,7 +67,7 @@ fn one(
     case: Case,
 ) -> Result<(), OpError> {
     let gpu = c.gpu();
-    let (tokens, cache_slots, before) = (case.tokens, case.tokens + 4, usize::from(case.shifted));
+    let (tokens, cache_slots) = (case.tokens, case.tokens + 4);
     let shape = HeadShape { heads: case.shape.0, kv_heads: case.shape.1, head_dim: case.shape.2 };
     let table = Table::new(c, case.rotary_dim, tokens)?;
     // The last but one has no place in the cache.
@@ -80,24 +83,24 @@ fn one(
         _ => 1.0,
     };
     let values: Vec<f32> = c.random().numbers(tokens * case.value_width).iter().map(|x| x * range).collect();
-    let value = c.placed(element, before, &values, 1)?;
-    let mut sides = [shape.query_width(), shape.kv_width()].map(|width| {
-        let values = c.random().numbers(tokens * width);
-        c.placed(element, before, &values, 1)
-    });
-    let [Ok(query), Ok(key)] = &mut sides else {
-        return sides.into_iter().find_map(Result::err).map_or(Ok(()), Err);
+    let value = c.placed(element, case.before[2], &values, 1)?;
+    let widths = [shape.query_width(), shape.kv_width(), case.value_width];
+    let [in_query, in_key, in_value] =
+        [0, 1, 2].map(|which| case.before[which]..case.before[which] + tokens * widths[which]);
+    let mut side = |which: usize| {
+        let values = c.random().numbers(tokens * widths[which]);
+        c.placed(element, case.before[which], &values, 1)
     };
+    let (mut query, mut key) = (side(0)?, side(1)?);
     let mut keys = c.unwritten(cache, cache_slots * shape.kv_width())?;
     let mut cached = c.unwritten(cache, cache_slots * case.value_width)?;
-    let place = |width: usize| before..before + tokens * width;
     let args = RopeCacheWrite {
         table: Some(table.there(layout, &case)),
         shape,
         slots: slots_there.all(),
-        query: query.buffer.slice_mut(place(shape.query_width())),
-        key: key.buffer.slice_mut(place(shape.kv_width())),
-        value: (case.value_width > 0).then(|| value.buffer.slice(place(case.value_width))),
+        query: query.buffer.slice_mut(in_query.clone()),
+        key: key.buffer.slice_mut(in_key.clone()),
+        value: (case.value_width > 0).then(|| value.buffer.slice(in_value)),
         value_width: case.value_width,
         keys: keys.all_mut(),
         values: cached.all_mut(),
@@ -105,10 +108,10 @@ fn one(
     cuda::rope_cache_write(&gpu, args)?;
 
     let name = format!("rope {layout:?}, {element:?}, cache of {cache:?}, {case:?}");
-    for (what, x, width) in [("query", &*query, shape.query_width()), ("key", &*key, shape.kv_width())] {
+    for (what, x, place) in [("query", &query, in_query), ("key", &key, in_key)] {
         let expected = table.rotate(&x.host, shape.head_dim, layout, &case);
         let (case, bound) = (format!("{name}: {what}"), computed(element, 6.0));
-        c.close_within(case, &x.buffer, place(width), &expected, bound)?;
+        c.close_within(case, &x.buffer, place, &expected, bound)?;
     }
     let rotated = table.rotate(&key.host, shape.head_dim, layout, &case);
     stored_keys(c, format!("{name}: keys"), &keys, &rotated, &slots)?;

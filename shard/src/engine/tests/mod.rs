@@ -76,7 +76,7 @@ impl Model for Hashing {
         Ok(())
     }
 
-    fn forward(&mut self, input: &StepInput<'_>, _: &mut PagedKv) -> Result<&Tensor, OpError> {
+    fn forward(&mut self, input: &StepInput<'_>, _: &mut PagedKv) -> Result<&mut Tensor, OpError> {
         assert!(!input.ids.contains(&POISON), "poisoned");
         for ((id, position), slot) in input.ids.iter().zip(input.positions).zip(input.slots) {
             self.cells[*slot as usize] = (*id, *position);
@@ -90,7 +90,7 @@ impl Model for Hashing {
             logits.extend(row_of(past));
         }
         self.logits = self.device.upload(logits, VOCABULARY)?;
-        Ok(&self.logits)
+        Ok(&mut self.logits)
     }
 }
 

@@ -43,7 +43,7 @@ impl Model for Together {
         self.whole.reserve(tokens, logits)
     }
 
-    fn forward(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<&Tensor, OpError> {
+    fn forward(&mut self, input: &StepInput<'_>, cache: &mut PagedKv) -> Result<&mut Tensor, OpError> {
         assert!(self.group.rank() == 0 || !input.ids.contains(&POISON_OF_ONE), "poisoned");
         self.group
             .barrier()

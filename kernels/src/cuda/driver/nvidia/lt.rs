@@ -163,13 +163,13 @@ impl CublasLt {
 fn find(op: &'static str) -> Result<(), OpError> {
     // SAFETY: it only tries to load the library.
     if !unsafe { sys::is_culib_present() } {
-        return Err(OpError::device(op, "cuBLASLt of CUDA 13 is not on this machine (libcublasLt.so.13)"));
+        return Err(OpError::driver(op, "cuBLASLt of CUDA 13 is not on this machine (libcublasLt.so.13)"));
     }
     // SAFETY: the library is there; a plain question.
     let version = unsafe { sys::cublasLtGetVersion() };
     if version < VERSION_MIN {
         let reason = format!("cuBLASLt is of version {version}, too old; CUDA 13 has libcublasLt.so.13");
-        return Err(OpError::device(op, reason));
+        return Err(OpError::driver(op, reason));
     }
     Ok(())
 }
@@ -259,7 +259,7 @@ impl Shape {
             }
         }
         if algorithms.is_empty() {
-            return Err(OpError::device(op, format!("cuBLASLt has no algorithm for {key:?}")));
+            return Err(OpError::driver(op, format!("cuBLASLt has no algorithm for {key:?}")));
         }
         Ok(algorithms)
     }
@@ -435,7 +435,7 @@ fn check(op: &'static str, call: &'static str, status: Status) -> Result<(), OpE
     if status == Status::CUBLAS_STATUS_SUCCESS {
         return Ok(());
     }
-    Err(OpError::device(op, format!("{call}: {status:?}")))
+    Err(OpError::driver(op, format!("{call}: {status:?}")))
 }
 
 #[cfg(test)]

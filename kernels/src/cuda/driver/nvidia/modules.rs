@@ -83,7 +83,7 @@ impl Modules {
 
 fn load(op: &'static str, name: &str, properties: &Properties) -> Result<CUmodule, OpError> {
     let code = MODULES.iter().find(|(module, _)| *module == name).map(|(_, code)| *code);
-    let code = code.ok_or_else(|| OpError::device(op, format!("there is no kernel file `{name}`")))?;
+    let code = code.ok_or_else(|| OpError::driver(op, format!("there is no kernel file `{name}`")))?;
     let mut module = null_mut();
     // SAFETY: a whole fatbin, which says itself how long it is.
     let result = unsafe { sys::cuModuleLoadData(&mut module, code.0.as_ptr().cast()) };
@@ -93,7 +93,7 @@ fn load(op: &'static str, name: &str, properties: &Properties) -> Result<CUmodul
             "{} has compute capability {major}.{minor}; the kernels were compiled for {ARCHITECTURES}",
             properties.name
         );
-        return Err(OpError::device(op, reason));
+        return Err(OpError::driver(op, reason));
     }
     check(op, result)?;
     Ok(module)
@@ -105,13 +105,13 @@ fn find(op: &'static str, module: CUmodule, kernel: Kernel, size: usize) -> Resu
     let mut handle = null_mut();
     // SAFETY: a loaded module and a zero-terminated name.
     check(op, unsafe { sys::cuModuleGetFunction(&mut handle, module, name.as_ptr()) })
-        .map_err(|error| OpError::device(op, format!("kernel {}: {error}", kernel.name)))?;
+        .map_err(|error| OpError::driver(op, format!("kernel {}: {error}", kernel.name)))?;
     let (mut offset, mut found) = (0, 0);
     // SAFETY: a function of a loaded module.
     check(op, unsafe { sys::cuFuncGetParamInfo(handle, 0, &mut offset, &mut found) })?;
     if found != size {
         let reason = format!("kernel {} takes {found} bytes of parameters, not {size}", kernel.name);
-        return Err(OpError::device(op, reason));
+        return Err(OpError::driver(op, reason));
     }
     Ok(Function { handle, shared_bytes: SHARED_BYTES_DEFAULT })
 }

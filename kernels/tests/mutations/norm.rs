@@ -1,0 +1,88 @@
+use crate::Mutation;
+
+pub(crate) const MUTATIONS: &[Mutation] = &[
+    Mutation {
+        family: "norm",
+        file: "include/reduce.cuh",
+        what: "no barrier in block_sum",
+        text: "    __syncthreads();\n    float total",
+        replacement: "    float total",
+    },
+    Mutation {
+        family: "norm",
+        file: "include/reduce.cuh",
+        what: "a warp's sum misses a step",
+        text: "distance > 0; distance /= 2) value +=",
+        replacement: "distance > 1; distance /= 2) value +=",
+    },
+    Mutation {
+        family: "norm",
+        file: "include/reduce.cuh",
+        what: "a block's sum misses a warp",
+        text: "warp < blockDim.x / 32; ++warp) total",
+        replacement: "warp + 1 < blockDim.x / 32; ++warp) total",
+    },
+    Mutation {
+        family: "norm",
+        file: "include/element.cuh",
+        what: "rows of any width count as vectors",
+        text: "width % kVector<T> == 0 && ",
+        replacement: "",
+    },
+    Mutation {
+        family: "norm",
+        file: "norm.cu",
+        what: "no barrier between two sums",
+        text: "        __syncthreads();\n",
+        replacement: "",
+    },
+    Mutation {
+        family: "norm",
+        file: "norm.cu",
+        what: "wrong stride between rows",
+        text: "size_t(blockIdx.x) * p.width;",
+        replacement: "size_t(blockIdx.x) * (p.width + 1);",
+    },
+    Mutation {
+        family: "norm",
+        file: "norm.cu",
+        what: "the addition misses the last element",
+        text: "i < width; i += step) {\n            float added[count];",
+        replacement: "i < width - 1; i += step) {\n            float added[count];",
+    },
+    Mutation {
+        family: "norm",
+        file: "norm.cu",
+        what: "the squares miss the last element",
+        text: "i < width; i += step) {\n        load(values, from + i);\n#pragma unroll\n        for (int n = 0; n < count; ++n) squares",
+        replacement: "i < width - 1; i += step) {\n        load(values, from + i);\n#pragma unroll\n        for (int n = 0; n < count; ++n) squares",
+    },
+    Mutation {
+        family: "norm",
+        file: "norm.cu",
+        what: "one element too many",
+        text: "i < width; i += step) {\n        load(values, from + i);\n#pragma unroll\n        for (int n = 0; n < count; ++n) {",
+        replacement: "i <= width; i += step) {\n        load(values, from + i);\n#pragma unroll\n        for (int n = 0; n < count; ++n) {",
+    },
+    Mutation {
+        family: "norm",
+        file: "norm.cu",
+        what: "nothing is added to the variance",
+        text: " + p.eps",
+        replacement: "",
+    },
+    Mutation {
+        family: "norm",
+        file: "norm.cu",
+        what: "all rows take the first weights",
+        text: "size_t(blockIdx.x % p.period) * p.width",
+        replacement: "size_t(0)",
+    },
+    Mutation {
+        family: "norm",
+        file: "norm.cu",
+        what: "the mean stays",
+        text: "values[n] = (values[n] - mean) * factor;",
+        replacement: "values[n] = values[n] * factor;",
+    },
+];
