@@ -10,10 +10,14 @@
 mod attention;
 mod child;
 mod embedding;
+mod experts;
 mod library;
+mod linear;
+mod lora;
 mod norm;
 mod pointwise;
 mod rope;
+mod route;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,8 +40,17 @@ pub(crate) struct Mutation {
     pub(crate) replacement: &'static str,
 }
 
-const TABLES: &[&[Mutation]] =
-    &[norm::MUTATIONS, embedding::MUTATIONS, pointwise::MUTATIONS, rope::MUTATIONS, attention::MUTATIONS];
+const TABLES: &[&[Mutation]] = &[
+    norm::MUTATIONS,
+    embedding::MUTATIONS,
+    pointwise::MUTATIONS,
+    rope::MUTATIONS,
+    attention::MUTATIONS,
+    linear::MUTATIONS,
+    lora::MUTATIONS,
+    route::MUTATIONS,
+    experts::MUTATIONS,
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
