@@ -1,7 +1,9 @@
 //! The parameters of kernels. Each is one struct, declared here and, by the same name, beside its kernels. A test compares
 //! the two field by field.
 
-use super::{attention, embedding, gemm, gemv, logprobs, lora, norm, pointwise, rope, routing, sampling};
+use super::{
+    attention, embedding, gemm, gemv, logprobs, lora, norm, pointwise, probe, rope, routing, sampling,
+};
 use crate::OpError;
 
 /// A size as kernels take it, which fits into their signed numbers too. Errors when it does not.
@@ -95,6 +97,7 @@ pub fn layouts() -> Vec<Layout> {
         pointwise::JoinParams::LAYOUT,
         pointwise::MapParams::LAYOUT,
         pointwise::RowsParams::LAYOUT,
+        probe::ProbeParams::LAYOUT,
         rope::RopeParams::LAYOUT,
         sampling::AdmitParams::LAYOUT,
         sampling::LogitsParams::LAYOUT,

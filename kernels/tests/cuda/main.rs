@@ -2,8 +2,11 @@
 //! compute.
 #![cfg(feature = "emulation")]
 
-use std::collections::BTreeSet;
 mod captures;
+mod conformity;
+mod faults;
+
+use std::collections::BTreeSet;
 
 use kernels::cuda::checks::{self, Finding};
 use kernels::cuda::{Gpu, Schedule, kernel_layouts, layouts};
@@ -50,7 +53,20 @@ macro_rules! families {
 }
 
 families!(
-    norm, embedding, pointwise, rope, multiply, linear, gemm, graph, lora, sampling, logprobs, attention,
+    probe,
+    probe_hopper,
+    norm,
+    embedding,
+    pointwise,
+    rope,
+    multiply,
+    linear,
+    gemm,
+    graph,
+    lora,
+    sampling,
+    logprobs,
+    attention,
     route
 );
 

@@ -7,11 +7,13 @@
 //!
 //! An argument chooses the families whose names contain it.
 
+mod attention;
 mod child;
 mod embedding;
 mod library;
 mod norm;
 mod pointwise;
+mod probe;
 mod rope;
 
 use std::process::ExitCode;
@@ -35,8 +37,14 @@ pub(crate) struct Mutation {
     pub(crate) replacement: &'static str,
 }
 
-const TABLES: &[&[Mutation]] =
-    &[norm::MUTATIONS, embedding::MUTATIONS, pointwise::MUTATIONS, rope::MUTATIONS];
+const TABLES: &[&[Mutation]] = &[
+    probe::MUTATIONS,
+    norm::MUTATIONS,
+    embedding::MUTATIONS,
+    pointwise::MUTATIONS,
+    rope::MUTATIONS,
+    attention::MUTATIONS,
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
