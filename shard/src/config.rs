@@ -14,6 +14,7 @@ use crate::backend::{CacheDType, DeviceChoice};
 use crate::engine::warmup::MemoryShare;
 use crate::model::{LoadOptions, RopeOverride, WeightOrigin};
 use crate::sampling::penalties::Watermark;
+use crate::weights::Elements;
 
 /// Most shards of a model.
 pub const SHARDS_MAX: usize = GroupSpec::WORLD_MAX;
@@ -296,7 +297,8 @@ fn load_options(args: &ServeArgs) -> Result<LoadOptions, ConfigError> {
             return Err(ConfigError::Unsupported(format!("--load-format {other} (served: auto, dummy)")));
         }
     };
-    Ok(LoadOptions { dtype: args.dtype.as_deref().map(dtype).transpose()?, weights })
+    let dtype = args.dtype.as_deref().map(dtype).transpose()?;
+    Ok(LoadOptions { dtype, weights, elements: Elements::Loaded })
 }
 
 /// The seed of made-up weights: the same ones at every start.

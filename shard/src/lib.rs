@@ -16,6 +16,7 @@
 //! - [`cache`]: keys and values of all requests, by slot.
 //! - [`collective`]: what the ranks of a model do together.
 //! - [`backend`]: the device, its tensors, and the list of operations that layers call.
+//! - `plan`: how much of a GPU's memory a model takes, before any of it is taken (feature `cuda`).
 //! - [`doctor`]: a process of its own that checks what this machine computes.
 //!
 //! Invariants:
@@ -35,6 +36,8 @@ pub mod doctor;
 pub mod engine;
 pub mod layers;
 pub mod model;
+#[cfg(feature = "gpu")]
+pub mod plan;
 pub mod sampling;
 pub mod server;
 mod small_file;

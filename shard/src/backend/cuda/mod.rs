@@ -182,20 +182,23 @@ pub(super) fn upload(device: &Cuda, elements: Vec<f32>, width: usize) -> Result<
 /// Rows are converted to the model's type, and begin at multiples of 16 bytes. They are on their way when this returns:
 /// [`settle`] waits for them.
 pub(super) fn place(device: &Cuda, weight: Weight) -> Result<Matrix, OpError> {
-    let (matrix, element) = (weight.matrix(), device.dtype.into());
-    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let ([rows, cols], element) = (weight.shape(), device.dtype.into());
     let stride = OwnedMatrix::stride_of(element, cols);
     let mut buffer = device.gpu.buffer(element, element_count(rows, stride)?)?;
     if stride > cols {
         buffer.fill(0)?;
+    }
+    let owned = |buffer| OwnedMatrix { buffer: Arc::new(buffer), rows, cols, stride };
+    if !device.gpu.stores() {
+        return Ok(Matrix(MatrixStorage::Device(owned(buffer))));
     }
     let mut uploads = device.uploads.lock().expect("no thread panics while it holds the lock");
     let uploader = match &mut *uploads {
         Some(uploader) => uploader,
         none => none.insert(Uploader::new(&device.gpu, UPLOAD_CHUNK_BYTES, UPLOAD_CHUNKS)?),
     };
-    uploader.rows(&mut buffer, 0, stride, matrix)?;
-    Ok(Matrix(MatrixStorage::Device(OwnedMatrix { buffer: Arc::new(buffer), rows, cols, stride })))
+    uploader.rows(&mut buffer, 0, stride, weight.matrix())?;
+    Ok(Matrix(MatrixStorage::Device(owned(buffer))))
 }
 
 /// Waits for the weights, and gives the memory back that they came through.
