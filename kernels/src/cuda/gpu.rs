@@ -45,6 +45,16 @@ impl Gpu {
         Self::new(super::driver::emulated::Emulated::new(schedule))
     }
 
+    /// No GPU, but a count of what `total` bytes of one would be taken for. Everything succeeds, and nothing is computed.
+    pub fn ledger(total: usize) -> Arc<Self> {
+        Self::new(super::driver::ledger::Ledger::new(total))
+    }
+
+    /// Whether its memory holds what is written there.
+    pub fn stores(&self) -> bool {
+        self.driver.stores()
+    }
+
     fn new(driver: impl Driver + 'static) -> Arc<Self> {
         Arc::new(Self {
             driver: Box::new(Journaled::new(driver)),

@@ -36,6 +36,7 @@ mod matrix;
 mod norm;
 mod params;
 mod pointwise;
+mod probe;
 mod rope;
 mod routing;
 mod sampling;

@@ -2,7 +2,8 @@
 //! the two field by field.
 
 use super::{
-    attention, embedding, experts, gemm, gemv, logprobs, lora, norm, pointwise, rope, routing, sampling,
+    attention, embedding, experts, gemm, gemv, logprobs, lora, norm, pointwise, probe, rope, routing,
+    sampling,
 };
 use crate::OpError;
 
@@ -99,6 +100,7 @@ pub fn layouts() -> Vec<Layout> {
         pointwise::JoinParams::LAYOUT,
         pointwise::MapParams::LAYOUT,
         pointwise::RowsParams::LAYOUT,
+        probe::ProbeParams::LAYOUT,
         rope::RopeParams::LAYOUT,
         sampling::AdmitParams::LAYOUT,
         sampling::LogitsParams::LAYOUT,

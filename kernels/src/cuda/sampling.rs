@@ -18,7 +18,7 @@ const OP: &str = "sample";
 /// As many elements as a block of `process_logits` looks at, and threads that do.
 const CHUNK: usize = 4096;
 const CHUNK_THREADS: usize = 256;
-const ROW_THREADS: usize = 1024;
+const ROW_THREADS: usize = 512;
 /// Words of a chunk's summary and of a row's result.
 const CHUNK_WORDS: usize = 4;
 const RESULT_WORDS: usize = 4;

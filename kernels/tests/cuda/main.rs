@@ -3,6 +3,8 @@
 #![cfg(feature = "emulation")]
 
 mod captures;
+mod conformity;
+mod faults;
 mod transfers;
 
 use std::collections::BTreeSet;
@@ -52,8 +54,23 @@ macro_rules! families {
 }
 
 families!(
-    norm, embedding, pointwise, rope, multiply, linear, gemm, graph, transfer, lora, sampling, logprobs,
-    attention, route, experts
+    norm,
+    embedding,
+    pointwise,
+    rope,
+    multiply,
+    linear,
+    gemm,
+    graph,
+    transfer,
+    lora,
+    sampling,
+    logprobs,
+    attention,
+    route,
+    experts,
+    probe,
+    probe_hopper,
 );
 
 #[test]

@@ -16,6 +16,7 @@ mod linear;
 mod lora;
 mod norm;
 mod pointwise;
+mod probe;
 mod rope;
 mod route;
 
@@ -41,6 +42,7 @@ pub(crate) struct Mutation {
 }
 
 const TABLES: &[&[Mutation]] = &[
+    probe::MUTATIONS,
     norm::MUTATIONS,
     embedding::MUTATIONS,
     pointwise::MUTATIONS,

@@ -40,8 +40,9 @@ pub use tensor::Tensor;
 use matrix::MatrixStorage;
 
 use crate::cache::LayerKv;
+use crate::layers::LayerError;
 use crate::sampling::{Choice, Pick};
-use crate::weights::{FileRange, Progress, Weight, WeightError, prefetch};
+use crate::weights::{FileRange, Progress, Weight, prefetch};
 
 /// Where tensors live and operations run. A clone is the same device.
 #[derive(Clone)]
@@ -302,15 +303,15 @@ impl Device {
     /// Returns when all weights are where they were placed; those of a CPU, which lie in `files`, are then in memory.
     /// `report` is told how far that has come.
     ///
-    /// Errors when a file cannot be read.
-    pub fn settle(&self, files: &[FileRange], report: impl FnMut(Progress)) -> Result<(), WeightError> {
+    /// Errors when a file cannot be read, or the device has failed.
+    pub fn settle(&self, files: &[FileRange], report: impl FnMut(Progress)) -> Result<(), LayerError> {
         match self {
             Self::Cpu(_) => {
                 let ranges = files.iter().map(|mapped| (mapped.file.clone(), mapped.range.clone()));
-                prefetch(&ranges.collect::<Vec<_>>(), report)
+                Ok(prefetch(&ranges.collect::<Vec<_>>(), report)?)
             }
             #[cfg(feature = "gpu")]
-            Self::Cuda(_) => Ok(()),
+            Self::Cuda(device) => Ok(cuda::settle(device)?),
         }
     }
 

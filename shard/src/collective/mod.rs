@@ -17,26 +17,33 @@ use crate::backend::Tensor;
 use crate::weights::Partition;
 
 /// This process among those of its model. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Ranks {
     group: Option<Arc<LocalGroup>>,
+    /// The place of this process where there is no group.
+    alone: Partition,
 }
 
 impl Ranks {
     /// One process serves the whole model.
     pub fn alone() -> Self {
-        Self::default()
+        Self::imagined(Partition::WHOLE)
     }
 
     /// One of several, on this machine.
     pub fn of(group: impl Into<Arc<LocalGroup>>) -> Self {
-        Self { group: Some(group.into()) }
+        Self { group: Some(group.into()), alone: Partition::WHOLE }
+    }
+
+    /// One of several, without the others, for plans: what they would exchange stays as it is.
+    pub fn imagined(partition: Partition) -> Self {
+        Self { group: None, alone: partition }
     }
 
     /// Which rank this is, of how many.
     pub fn partition(&self) -> Partition {
         match &self.group {
-            None => Partition::WHOLE,
+            None => self.alone,
             Some(group) => Partition { rank: group.rank(), world: group.world() },
         }
     }
@@ -59,10 +66,7 @@ impl Ranks {
     /// The columns of all ranks side by side: rank `r` has `cols[r]` of them. `out`: `[rows, sum of cols]`.
     pub fn gather_cols(&self, own: &Tensor, cols: &[usize], out: &mut Tensor) -> Result<(), OpError> {
         match &self.group {
-            None => {
-                out.host_mut().copy_from_slice(own.host());
-                Ok(())
-            }
+            None => Ok(()),
             Some(group) => group
                 .all_gather_columns(own.host(), own.rows(), cols, out.host_mut())
                 .map_err(|error| failed("gather_cols", &error)),

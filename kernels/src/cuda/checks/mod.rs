@@ -16,6 +16,7 @@ mod lora;
 mod multiply;
 mod norm;
 mod pointwise;
+mod probe;
 mod rope;
 mod routing;
 mod sampling;
@@ -33,8 +34,10 @@ use crate::OpError;
 /// Runs the checks of a family.
 pub type Family = fn(&mut Checker) -> Result<(), OpError>;
 
-/// All families by name, those first that a Llama needs.
+/// All families by name: what the others rest on, then those first that a Llama needs.
 pub const FAMILIES: &[(&str, Family)] = &[
+    ("probe", probe::check),
+    ("probe_hopper", probe::check_hopper),
     ("norm", norm::check),
     ("embedding", embedding::check),
     ("pointwise", pointwise::check),

@@ -152,6 +152,10 @@ impl<D: Driver> Driver for Journaled<D> {
         self.driver.properties()
     }
 
+    fn stores(&self) -> bool {
+        self.driver.stores()
+    }
+
     fn memory(&self) -> Result<Memory, OpError> {
         self.ask(D::memory)
     }

@@ -3,6 +3,7 @@
 #[cfg(feature = "emulation")]
 pub(super) mod emulated;
 pub(super) mod journal;
+pub(super) mod ledger;
 #[cfg(feature = "cuda")]
 pub(super) mod nvidia;
 
@@ -196,6 +197,11 @@ impl Multiply {
 pub(super) trait Driver: Send + Sync + Debug {
     /// What the device is.
     fn properties(&self) -> &Properties;
+
+    /// Whether its memory holds what is written there. One that only counts does not.
+    fn stores(&self) -> bool {
+        true
+    }
 
     /// How much memory there is.
     fn memory(&self) -> Result<Memory, OpError>;
