@@ -41,6 +41,7 @@ mod rope;
 mod routing;
 mod sampling;
 mod sequences;
+mod slab;
 mod transfer;
 mod units;
 
@@ -68,4 +69,5 @@ pub use rope::{RopeCacheWrite, RopeTable, rope_cache_write};
 pub use routing::{Routes, Routing, route};
 pub use sampling::{ALTERNATIVES_MAX, LISTED_MAX, Sampled, SamplerState, SamplingRow};
 pub use sequences::Sequences;
+pub use slab::{Piece, Slab};
 pub use transfer::{Download, Uploader};

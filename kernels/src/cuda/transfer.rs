@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::buffer::wrong_element;
 use super::driver::{DevicePtr, Mark, Queue, Rows};
-use super::{Buffer, Element, Gpu, HostElement, Slice};
+use super::{Element, Gpu, HostElement, Slice, SliceMut};
 use crate::{DType, Matrix, OpError};
 
 const UPLOAD: &str = "upload";
@@ -61,7 +61,7 @@ impl Uploader {
     /// Errors when the buffer is not of floats of 16 or 32 bits, or the rows do not fit.
     pub fn rows(
         &mut self,
-        to: &mut Buffer,
+        to: SliceMut<'_>,
         offset: usize,
         stride: usize,
         from: Matrix<'_>,
@@ -79,7 +79,7 @@ impl Uploader {
         }
         self.gpu.driver().uploads_follow_work()?;
         let size = to.element().size();
-        let target = Target { at: to.all_mut().ptr, offset, stride, size };
+        let target = Target { at: to.ptr, offset, stride, size };
         if cols * size <= self.chunk_bytes {
             self.whole_rows(from, convert, target)
         } else {

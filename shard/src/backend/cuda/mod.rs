@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
 use kernels::cuda::{
-    self, Buffer, Element, Gpu, HostElement, OwnedMatrix, Slice, SliceMut, Uploader, Values,
+    self, Buffer, Element, Gpu, HostElement, OwnedMatrix, Piece, Slab, Slice, SliceMut, Uploader, Values,
 };
 use kernels::{Activation, DType, Gating, OpError};
 
@@ -22,6 +22,23 @@ use super::{
 };
 use crate::weights::Weight;
 
+/// Small weights share pieces of memory, since a driver's pages are 2 MiB. The pieces become larger as there are more.
+const SLAB_BYTES_FIRST: usize = 1 << 20;
+const SLAB_BYTES_MAX: usize = 32 << 20;
+
+/// The slab that is being filled, and how large the next one will be.
+#[derive(Debug)]
+struct Slabs {
+    current: Option<Slab>,
+    bytes: usize,
+}
+
+impl Default for Slabs {
+    fn default() -> Self {
+        Self { current: None, bytes: SLAB_BYTES_FIRST }
+    }
+}
+
 /// Pinned memory that weights come through: enough for several copies to be under way while the next chunk is filled.
 const UPLOAD_CHUNK_BYTES: usize = 8 << 20;
 const UPLOAD_CHUNKS: usize = 4;
@@ -34,6 +51,8 @@ pub struct Cuda {
     dtype: DType,
     /// Of keys and values.
     cache: Element,
+    /// What the next weights lie in.
+    slabs: Mutex<Slabs>,
     /// What weights come through while they are loaded.
     uploads: Mutex<Option<Uploader>>,
     /// Between the two products of an adapter. Locked by the one thread that launches, so nobody waits.
@@ -46,12 +65,28 @@ impl Cuda {
     /// Errors when the GPU has failed.
     pub fn new(gpu: Arc<Gpu>, dtype: DType, cache: Element) -> Result<Self, OpError> {
         let inner = Mutex::new(gpu.buffer(Element::F32, 0)?);
-        Ok(Self { gpu, dtype, cache, uploads: Mutex::default(), inner })
+        Ok(Self { gpu, dtype, cache, slabs: Mutex::default(), uploads: Mutex::default(), inner })
     }
 
     /// The GPU.
     pub fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
+    }
+
+    /// Memory for a weight: from the slab that is being filled, from a new one, or, where it is large, its own.
+    fn piece(&self, element: Element, len: usize) -> Result<Piece, OpError> {
+        let mut slabs = self.slabs.lock().expect("no thread panics while it holds the lock");
+        if let Some(piece) = slabs.current.as_mut().and_then(|slab| slab.take(len)) {
+            return Ok(piece);
+        }
+        if len > SLAB_BYTES_MAX / element.size() / 4 {
+            return Ok(self.gpu.buffer(element, len)?.into());
+        }
+        let room = (slabs.bytes / element.size()).max(len);
+        let mut slab = Slab::new(&self.gpu, element, room)?;
+        let piece = slab.take(len).expect("there is room for it");
+        *slabs = Slabs { current: Some(slab), bytes: SLAB_BYTES_MAX.min(2 * slabs.bytes) };
+        Ok(piece)
     }
 
     fn tensor(&self, element: Element, rows: usize, width: usize) -> Result<Tensor, OpError> {
@@ -184,25 +219,27 @@ pub(super) fn upload(device: &Cuda, elements: Vec<f32>, width: usize) -> Result<
 pub(super) fn place(device: &Cuda, weight: Weight) -> Result<Matrix, OpError> {
     let ([rows, cols], element) = (weight.shape(), device.dtype.into());
     let stride = OwnedMatrix::stride_of(element, cols);
-    let mut buffer = device.gpu.buffer(element, element_count(rows, stride)?)?;
+    let mut piece = device.piece(element, element_count(rows, stride)?)?;
     if stride > cols {
-        buffer.fill(0)?;
+        piece.fill(0)?;
     }
-    let owned = |buffer| OwnedMatrix { buffer: Arc::new(buffer), rows, cols, stride };
+    let owned = |piece| OwnedMatrix { memory: Arc::new(piece), rows, cols, stride };
     if !device.gpu.stores() {
-        return Ok(Matrix(MatrixStorage::Device(owned(buffer))));
+        return Ok(Matrix(MatrixStorage::Device(owned(piece))));
     }
     let mut uploads = device.uploads.lock().expect("no thread panics while it holds the lock");
     let uploader = match &mut *uploads {
         Some(uploader) => uploader,
         none => none.insert(Uploader::new(&device.gpu, UPLOAD_CHUNK_BYTES, UPLOAD_CHUNKS)?),
     };
-    uploader.rows(&mut buffer, 0, stride, weight.matrix())?;
-    Ok(Matrix(MatrixStorage::Device(owned(buffer))))
+    uploader.rows(piece.all_mut(), 0, stride, weight.matrix())?;
+    Ok(Matrix(MatrixStorage::Device(owned(piece))))
 }
 
-/// Waits for the weights, and gives the memory back that they came through.
+/// Waits for the weights, and gives the memory back that they came through. What is loaded later has slabs of its own, so
+/// that those of an adapter go with it.
 pub(super) fn settle(device: &Cuda) -> Result<(), OpError> {
+    *device.slabs.lock().expect("no thread panics while it holds the lock") = Slabs::default();
     let uploads = device.uploads.lock().expect("no thread panics while it holds the lock").take();
     uploads.map_or(Ok(()), |mut uploads| uploads.finish())
 }
