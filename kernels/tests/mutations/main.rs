@@ -11,9 +11,11 @@ mod attention;
 mod child;
 mod embedding;
 mod library;
+mod logprobs;
 mod norm;
 mod pointwise;
 mod rope;
+mod sampling;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,8 +38,15 @@ pub(crate) struct Mutation {
     pub(crate) replacement: &'static str,
 }
 
-const TABLES: &[&[Mutation]] =
-    &[norm::MUTATIONS, embedding::MUTATIONS, pointwise::MUTATIONS, rope::MUTATIONS, attention::MUTATIONS];
+const TABLES: &[&[Mutation]] = &[
+    norm::MUTATIONS,
+    embedding::MUTATIONS,
+    pointwise::MUTATIONS,
+    rope::MUTATIONS,
+    attention::MUTATIONS,
+    sampling::MUTATIONS,
+    logprobs::MUTATIONS,
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
