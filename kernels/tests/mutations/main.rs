@@ -13,12 +13,14 @@ mod embedding;
 mod experts;
 mod library;
 mod linear;
+mod logprobs;
 mod lora;
 mod norm;
 mod pointwise;
 mod probe;
 mod rope;
 mod route;
+mod sampling;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,6 +54,8 @@ const TABLES: &[&[Mutation]] = &[
     lora::MUTATIONS,
     route::MUTATIONS,
     experts::MUTATIONS,
+    sampling::MUTATIONS,
+    logprobs::MUTATIONS,
 ];
 
 fn main() -> ExitCode {

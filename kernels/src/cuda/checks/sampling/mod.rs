@@ -8,8 +8,8 @@ use crate::cuda::{SamplerState, SamplingRow};
 use crate::{OpError, Penalties, Sampling, Watermark};
 use trial::{Trial, compare, is_independent};
 
-/// One token, odd widths, a word of a mask and the next, a chunk and the next, and several chunks.
-const VOCABULARIES: [usize; 9] = [1, 2, 5, 32, 33, 1000, 4096, 4097, 9001];
+/// One token, odd widths, a word of a mask and the next, a chunk and the next, and several chunks, in vectors and not.
+const VOCABULARIES: [usize; 10] = [1, 2, 5, 32, 33, 1000, 4096, 4097, 9001, 10_500];
 
 pub(super) fn check(c: &mut Checker) -> Result<(), OpError> {
     for vocabulary in VOCABULARIES {
