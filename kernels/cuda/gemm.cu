@@ -30,30 +30,19 @@ template <class T, int rows> __device__ __forceinline__ void gemm(const GemmPara
                       size_t(first_output) * p.weight_stride;
     Tile<T, rows> tile([&](int row) { return row < row_count ? input + size_t(row) * p.input_stride : nullptr; },
                        [&](int i) { return i < outputs ? weight + size_t(i) * p.weight_stride : nullptr; });
-    const bool vectors = p.inputs % kVector<T> == 0 && is_vectorized<T>(input, p.input_stride) &&
-                         is_vectorized<T>(weight, p.weight_stride);
-    if (vectors) {
-        tile.template multiply<true>(p.inputs);
-    } else {
-        tile.template multiply<false>(p.inputs);
-    }
+    tile.multiply(p.inputs, is_vectorized<T>(input, p.input_stride) && is_vectorized<T>(weight, p.weight_stride));
+    const float* sums = tile.collect();
     const Output out{p.out, p.is_float != 0, p.add != 0};
-#pragma unroll
-    for (int i = 0; i < tile.kDown; ++i)
-#pragma unroll
-        for (int j = 0; j < tile.kAcross; ++j)
-#pragma unroll
-            for (int part = 0; part < 4; ++part) {
-                const int row = tile.row(i, part), output = tile.weight(j, part);
-                if (row >= row_count || output >= outputs) continue;
-                const float sum = tile.sums[i][j][part] + (p.bias ? p.bias[first_output + output] : 0.0f);
-                const size_t at = size_t(blockIdx.z) * p.out_head + (first_row + row) * p.out_stride + first_output + output;
-                out.write<T>(at, sum);
-            }
+    for (int i = threadIdx.x; i < row_count * kTileWeights; i += kTileThreads) {
+        const int row = i / kTileWeights, output = i % kTileWeights;
+        if (output >= outputs) continue;
+        const float sum = sums[row * kTileRow + output] + (p.bias ? p.bias[first_output + output] : 0.0f);
+        out.write<T>(size_t(blockIdx.z) * p.out_head + (first_row + row) * p.out_stride + first_output + output, sum);
+    }
 }
 
 #define GEMM(T, suffix, rows)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(kTileThreads) gemm_##rows##_##suffix(                            \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, rows < 128 ? 2 : 1) gemm_##rows##_##suffix(                            \
         const __grid_constant__ GemmParams params) {                                                              \
         gemm<T, rows>(params);                                                                                    \
     }                                                                                                             \

@@ -1,7 +1,7 @@
 // How often a request has seen each token: in its prompt, and, times 2^16, among those that were generated.
 #include "ptx.cuh"
 
-constexpr int kThreadsMax = 1024;
+constexpr int kThreadsMax = 512;
 
 struct AdmitParams {
     uint32_t* history;       // [vocabulary]

@@ -2,7 +2,7 @@
 #include "element.cuh"
 #include "sampling.cuh"
 
-constexpr int kThreadsMax = 1024;
+constexpr int kThreadsMax = 512;
 
 struct LogprobsParams {
     const float* logits;      // [rows, vocabulary]

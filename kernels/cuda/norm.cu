@@ -1,15 +1,18 @@
 // Norms over rows, with or without an addition to the residual stream before.
 //
 // One block per row. A thread keeps to its own elements from pass to pass, so what it wrote it may read again.
+//
+// What is normalized, be it the residual stream or x, has type S: the type T of all else, or f32. A residual stream in f32
+// loses nothing to rounding however many layers add to it, and costs little: it is read once per norm.
 #include "element.cuh"
 #include "reduce.cuh"
 
 constexpr int kThreadsMax = 512;
 
 struct NormParams {
-    const void* x;      // [rows, width]; with a residual, what is added to it
-    void* residual;     // [rows, width], or null
-    void* out;          // [rows, width]; may be x
+    const void* x;      // [rows, width]: S; with a residual, what is added to it: T
+    void* residual;     // [rows, width]: S, or null
+    void* out;          // [rows, width]: T; may be x where S is T
     const float* weight;  // [period, width], or null for ones
     const float* bias;    // [period, width], or null
     uint32_t width;
@@ -19,17 +22,18 @@ struct NormParams {
 };
 EXPORT_PARAMS(NormParams, x, residual, out, weight, bias, width, period, eps, centered)
 
-template <class T, int count> __device__ __forceinline__ void norm_row(const NormParams& p, float* partial) {
+template <class T, class S, int count> __device__ __forceinline__ void norm_row(const NormParams& p, float* partial) {
     const size_t begin = size_t(blockIdx.x) * p.width;
     const int step = blockDim.x * count, first = threadIdx.x * count, width = p.width;
-    const T* from = static_cast<const T*>(p.x) + begin;
+    const S* from = static_cast<const S*>(p.x) + begin;
     float values[count];
     if (p.residual) {
-        T* residual = static_cast<T*>(p.residual) + begin;
+        const T* delta = static_cast<const T*>(p.x) + begin;
+        S* residual = static_cast<S*>(p.residual) + begin;
         for (int i = first; i < width; i += step) {
             float added[count];
             load(values, residual + i);
-            load(added, from + i);
+            load(added, delta + i);
 #pragma unroll
             for (int n = 0; n < count; ++n) values[n] += added[n];
             store(residual + i, values);
@@ -68,14 +72,20 @@ template <class T, int count> __device__ __forceinline__ void norm_row(const Nor
     }
 }
 
-template <class T> __device__ __forceinline__ void norm(const NormParams& p) {
+template <class T, class S> __device__ __forceinline__ void norm_of(const NormParams& p) {
     __shared__ float partial[32];
-    const bool vectors = is_vectorized<T>(p.x, p.width) && is_vectorized<T>(p.out, p.width) &&
-                         is_vectorized<T>(p.residual, p.width);
+    // Of as many elements as 16 bytes of S have.
+    const bool vectors = is_vectorized<S>(p.x, p.width) && is_vectorized<S>(p.out, p.width) &&
+                         is_vectorized<S>(p.residual, p.width);
     if (vectors) {
-        norm_row<T, kVector<T>>(p, partial);
+        norm_row<T, S, kVector<S>>(p, partial);
     } else {
-        norm_row<T, 1>(p, partial);
+        norm_row<T, S, 1>(p, partial);
     }
 }
+template <class T> __device__ __forceinline__ void norm(const NormParams& p) { norm_of<T, T>(p); }
 KERNELS(norm, kThreadsMax, NormParams)
+
+template <class T> __device__ __forceinline__ void norm_wide(const NormParams& p) { norm_of<T, float>(p); }
+KERNEL_OF(norm_wide, f16, __half, kThreadsMax, NormParams)
+KERNEL_OF(norm_wide, bf16, __nv_bfloat16, kThreadsMax, NormParams)

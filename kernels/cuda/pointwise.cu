@@ -67,7 +67,7 @@ EXPORT_PARAMS(JoinParams, x, y, len, limit, alpha, function)
 // Behind the gatings.
 constexpr uint32_t kAdd = 6;
 
-template <int count, class T, class F> __device__ __forceinline__ void join_at(T* x, const T* y, F f) {
+template <int count, class T, class Y, class F> __device__ __forceinline__ void join_at(T* x, const Y* y, F f) {
     float values[count], others[count];
     load(values, x);
     load(others, y);
@@ -76,20 +76,28 @@ template <int count, class T, class F> __device__ __forceinline__ void join_at(T
     store(x, values);
 }
 
-template <class T, class F> __device__ __forceinline__ void join_with(const JoinParams& p, F f) {
+// y has the type of x, or fewer bytes.
+template <class T, class Y, class F> __device__ __forceinline__ void join_with(const JoinParams& p, F f) {
     constexpr int count = kVector<T>;
     const uint64_t first = first_element<count>();
     T* x = static_cast<T*>(p.x);
-    const T* y = static_cast<const T*>(p.y);
+    const Y* y = static_cast<const Y*>(p.y);
     if (is_aligned(x) && is_aligned(y) && first + count <= p.len) return join_at<count>(x + first, y + first, f);
     for (uint64_t i = first; i < first + count && i < p.len; ++i) join_at<1>(x + i, y + i, f);
 }
 
 template <class T> __device__ __forceinline__ void join(const JoinParams& p) {
-    if (p.function == kAdd) return join_with<T>(p, [](float x, float y) { return x + y; });
-    with_gating(p.function, p.limit, p.alpha, [&p](auto f) { join_with<T>(p, f); });
+    if (p.function == kAdd) return join_with<T, T>(p, [](float x, float y) { return x + y; });
+    with_gating(p.function, p.limit, p.alpha, [&p](auto f) { join_with<T, T>(p, f); });
 }
 KERNELS(join, kThreads, JoinParams)
+
+// x is f32, and what is added to it of type T.
+template <class T> __device__ __forceinline__ void add_wide(const JoinParams& p) {
+    join_with<float, T>(p, [](float x, float y) { return x + y; });
+}
+KERNEL_OF(add_wide, f16, __half, kThreads, JoinParams)
+KERNEL_OF(add_wide, bf16, __nv_bfloat16, kThreads, JoinParams)
 
 // ---------------------------------------------------------------------------------------------- rows
 // Block (row, piece) does a piece of a row.

@@ -90,6 +90,9 @@ pub struct ServeArgs {
     /// Accepted for compatibility: traces are not exported
     #[arg(long, default_value = "text-generation-inference.server")]
     pub otlp_service_name: String,
+    /// On GPUs, compute a token the same to the last bit whatever it is batched with
+    #[arg(long)]
+    pub batch_invariant: bool,
     /// Threads for the model; as many as the machine has, if absent
     #[arg(long, env = "OMP_NUM_THREADS")]
     pub threads: Option<NonZeroUsize>,
@@ -144,6 +147,8 @@ pub struct Config {
     pub device: DeviceChoice,
     /// Element type of keys and values, if not the model's.
     pub cache: Option<CacheDType>,
+    /// Whether a token is the same to the last bit whatever it is batched with, on GPUs too.
+    pub batch_invariant: bool,
     /// Threads for the model.
     pub threads: NonZeroUsize,
     /// The memory the cache may take.
@@ -263,6 +268,7 @@ impl TryFrom<ServeArgs> for Config {
             group: (world > 1).then(|| GroupSpec { path: with_ending(&args.uds_path, "group"), rank, world }),
             device: device(&args.device)?,
             cache: args.kv_cache_dtype.as_deref().map(cache_dtype).transpose()?,
+            batch_invariant: args.batch_invariant,
             threads: args.threads.unwrap_or_else(|| threads_of_one(world)),
             memory: MemoryShare(fraction * wiggle_room),
             watermark: Watermark { gamma: args.watermark_gamma, delta },

@@ -117,6 +117,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
             threads: config.threads,
             dtype: blueprint.dtype(&config.load),
             cache: config.cache,
+            batch_invariant: config.batch_invariant,
         },
         &ranks,
     )?;

@@ -147,12 +147,13 @@ template <class T, int tiles> struct Stream {
         const int steps = max(end - begin + kStep - 1, 0) / kStep, first = begin + threadIdx.x % 4 * kVector<T>;
 #pragma unroll
         for (int step = 0; step < kAhead - 1; ++step) {
-            load(step, first + step * kStep, end);
+            if (step < steps) load(step, first + step * kStep, end);
             ptx::commit_group();
         }
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
-            load(step + kAhead - 1, first + (step + kAhead - 1) * kStep, end);
+            const int next = step + kAhead - 1;
+            if (next < steps) load(next, first + next * kStep, end);
             ptx::commit_group();
             sums.template add<true>(first + step * kStep, end, [&](uint4(&w)[tiles]) {
                 ptx::wait_group<kAhead - 1>();

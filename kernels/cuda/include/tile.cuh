@@ -11,6 +11,7 @@ constexpr int kTileThreads = 256;
 constexpr int kTileWeights = 128;  // of a block
 constexpr int kTileDepth = 64;     // inputs of a step
 constexpr int kTileStages = 3;
+constexpr int kTileRow = kTileWeights + 8;  // of the sums in shared memory: rows begin in different banks
 
 // A block of `rows` rows, of 16-bit type.
 template <class T, int rows> struct Tile {
@@ -23,7 +24,7 @@ template <class T, int rows> struct Tile {
 
     const T* inputs[rows / kRowsApart];
     const T* weights[kTileWeights / kRowsApart];
-    // Of sums[i][j][0 to 3]: rows 16 i and, from 2 on, 8 more; weights 8 j and, if odd, 1 more. See row() and weight().
+    // Of sums[i][j][0 to 3]: rows 16 i and, from 2 on, 8 more; weights 8 j and, if odd, 1 more.
     float sums[kDown][kAcross][4] = {};
 
     // input(i), weight(i): where row i begins, or null.
@@ -34,15 +35,9 @@ template <class T, int rows> struct Tile {
         for (int i = 0; i < kTileWeights / kRowsApart; ++i) weights[i] = weight(int(threadIdx.x) / 8 + i * kRowsApart);
     }
 
-    // Rows and weights of this warp, and of this lane within them.
+    // Rows and weights of this warp.
     static __device__ __forceinline__ int first_row() { return threadIdx.x / 32 / kWarpsAcross * kWarpRows; }
     static __device__ __forceinline__ int first_weight() { return threadIdx.x / 32 % kWarpsAcross * kWarpWeights; }
-    static __device__ __forceinline__ int row(int i, int part) {
-        return first_row() + i * 16 + threadIdx.x % 32 / 4 + part / 2 * 8;
-    }
-    static __device__ __forceinline__ int weight(int j, int part) {
-        return first_weight() + j * 8 + threadIdx.x % 4 * 2 + part % 2;
-    }
 
     static __device__ __forceinline__ uint4* chunk(int stage, int row, int index) {
         return reinterpret_cast<uint4*>(dynamic_shared + stage * kStageBytes) + row * 8 + (index ^ (row & 1) * 4);
@@ -67,7 +62,15 @@ template <class T, int rows> struct Tile {
             copy<vectors>(chunk(stage, rows + first + i * kRowsApart, index), weights[i], at, end);
     }
 
-    template <bool vectors> __device__ __forceinline__ void multiply(int end) {
+    // Rows of `end` inputs. With vectors, all rows begin at multiples of 16 bytes.
+    __device__ __forceinline__ void multiply(int end, bool vectors) {
+        if (vectors && end % kVector<T> == 0) {
+            multiply_all<true>(end);
+        } else {
+            multiply_all<false>(end);
+        }
+    }
+    template <bool vectors> __device__ __forceinline__ void multiply_all(int end) {
         const int steps = (end + kTileDepth - 1) / kTileDepth, steps_of_slice = slice_length(end) / kTileDepth;
 #pragma unroll
         for (int step = 0; step < kTileStages - 1; ++step) {
@@ -114,7 +117,23 @@ template <class T, int rows> struct Tile {
             }
         }
     }
-};
 
-// Bytes of dynamic shared memory of a block of this many rows.
-constexpr int tile_bytes(int rows) { return kTileStages * (rows + kTileWeights) * kTileDepth * 2; }
+    // All sums of the block, [rows, kTileRow] in shared memory, in the place of what was multiplied.
+    __device__ __forceinline__ const float* collect() const {
+        static_assert(rows * kTileRow * sizeof(float) <= kTileStages * kStageBytes, "sums fit where the stages were");
+        float* all = reinterpret_cast<float*>(dynamic_shared);
+        const int row = first_row() + threadIdx.x % 32 / 4, weight = first_weight() + threadIdx.x % 4 * 2;
+        __syncthreads();  // everybody has multiplied
+#pragma unroll
+        for (int i = 0; i < kDown; ++i)
+#pragma unroll
+            for (int j = 0; j < kAcross; ++j)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const float pair[2] = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
+                    store(all + (row + i * 16 + half * 8) * kTileRow + weight + j * 8, pair);
+                }
+        __syncthreads();
+        return all;
+    }
+};

@@ -217,11 +217,21 @@ impl<'a> Slice<'a> {
         element: Element,
         len: usize,
     ) -> Result<(), OpError> {
-        if self.element != element {
-            let reason = format!("{what} is of {:?}, {element:?} expected", self.element);
-            return Err(OpError::unsupported(op, reason));
-        }
+        Self::check_element(op, what, self.element, element)?;
         check_length(op, what, len, self.len)
+    }
+
+    /// The argument `what` of `op` must be of the expected type.
+    pub(super) fn check_element(
+        op: &'static str,
+        what: &'static str,
+        found: Element,
+        expected: Element,
+    ) -> Result<(), OpError> {
+        if found == expected {
+            return Ok(());
+        }
+        Err(OpError::unsupported(op, format!("{what} is of {found:?}, {expected:?} expected")))
     }
 }
 

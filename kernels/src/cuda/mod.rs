@@ -2,6 +2,7 @@
 //!
 //! - [`Gpu`]: a device and the one stream that everything runs on, in order
 //! - [`Buffer`], [`Slice`], [`SliceMut`]: its memory
+//! - [`Uploader`], [`Download`]: copies that are under way while the process goes on
 //! - [`Graph`]: work that is recorded once and replayed
 //! - `driver/`: what a device has to be able to do; the CUDA driver does it, and for tests the emulator on a CPU
 //! - `checks/`: what a device has to get right
@@ -23,6 +24,7 @@ mod buffer;
 mod driver;
 mod element;
 mod embedding;
+mod experts;
 mod gemm;
 mod gemv;
 mod gpu;
@@ -39,6 +41,7 @@ mod rope;
 mod routing;
 mod sampling;
 mod sequences;
+mod transfer;
 mod units;
 
 pub use attention::{Attention, AttentionRules, AttentionScratch, Values, attention};
@@ -48,6 +51,7 @@ pub use driver::emulated::{Schedule, counter, layouts as kernel_layouts};
 pub use driver::{Grid, Kernel, Memory, Multiply, Properties};
 pub use element::{E4M3, E5M2, Element, HostElement};
 pub use embedding::{add_embedding, embedding};
+pub use experts::{ExpertScratch, ExpertSet, ExpertWeights, Experts, Projection, experts};
 pub use gpu::{Gpu, Products};
 pub use graph::Graph;
 pub use linear::{Product, linear, linear_per_head};
@@ -64,3 +68,4 @@ pub use rope::{RopeCacheWrite, RopeTable, rope_cache_write};
 pub use routing::{Routes, Routing, route};
 pub use sampling::{ALTERNATIVES_MAX, LISTED_MAX, Sampled, SamplerState, SamplingRow};
 pub use sequences::Sequences;
+pub use transfer::{Download, Uploader};

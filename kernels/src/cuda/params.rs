@@ -2,7 +2,8 @@
 //! the two field by field.
 
 use super::{
-    attention, embedding, gemm, gemv, logprobs, lora, norm, pointwise, probe, rope, routing, sampling,
+    attention, embedding, experts, gemm, gemv, logprobs, lora, norm, pointwise, probe, rope, routing,
+    sampling,
 };
 use crate::OpError;
 
@@ -87,6 +88,8 @@ pub fn layouts() -> Vec<Layout> {
         attention::AttentionParams::LAYOUT,
         embedding::AddEmbeddingParams::LAYOUT,
         embedding::GatherParams::LAYOUT,
+        experts::ExpertEntry::LAYOUT,
+        experts::ExpertsParams::LAYOUT,
         gemm::GemmParams::LAYOUT,
         gemv::GemvParams::LAYOUT,
         lora::LowRankParams::LAYOUT,

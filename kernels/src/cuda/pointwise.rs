@@ -13,6 +13,12 @@ use crate::{Activation, Gating, OpError};
 
 const MAP: [Kernel; 3] = kernels!("pointwise", "map");
 const JOIN: [Kernel; 3] = kernels!("pointwise", "join");
+/// Where what is added to is f32; to f32 that is nothing special.
+const ADD_WIDE: [Kernel; 3] = [
+    JOIN[0],
+    Kernel { module: "pointwise", name: "add_wide_f16" },
+    Kernel { module: "pointwise", name: "add_wide_bf16" },
+];
 const ADD_BIAS: [Kernel; 3] = kernels!("pointwise", "add_bias");
 const SCALE_ROWS: [Kernel; 3] = kernels!("pointwise", "scale_rows");
 const COPY_PARTS: [Kernel; 5] = unit_kernels!("pointwise", "copy_parts");
@@ -84,7 +90,8 @@ pub fn gated(gpu: &Gpu, gating: Gating, gate: SliceMut<'_>, up: Slice<'_>) -> Re
     const OP: &str = "gated";
     let gating = GatingParams::new(OP, gating)?;
     up.check(OP, "up", gate.element(), gate.len())?;
-    join(gpu, OP, gate, up, gating)
+    let kernel = Gpu::pick(OP, gate.element(), JOIN)?;
+    join(gpu, OP, kernel, gate, up, gating)
 }
 
 /// `x *= factor`.
@@ -92,11 +99,20 @@ pub fn scale(gpu: &Gpu, x: SliceMut<'_>, factor: f32) -> Result<(), OpError> {
     map(gpu, "scale", x, SCALE, factor)
 }
 
-/// `x += delta`.
+/// `x += delta`; both of one type, or `x` of f32.
 pub fn add(gpu: &Gpu, x: SliceMut<'_>, delta: Slice<'_>) -> Result<(), OpError> {
     const OP: &str = "add";
-    delta.check(OP, "delta", x.element(), x.len())?;
-    join(gpu, OP, x, delta, GatingParams { number: ADD, limit: 0.0, alpha: 0.0 })
+    let add = GatingParams { number: ADD, limit: 0.0, alpha: 0.0 };
+    let kernels = match (x.element(), delta.element()) {
+        (Element::F32, Element::F16 | Element::BF16) => ADD_WIDE,
+        (element, _) => {
+            delta.check(OP, "delta", element, x.len())?;
+            JOIN
+        }
+    };
+    let kernel = Gpu::pick(OP, delta.element(), kernels)?;
+    delta.check(OP, "delta", delta.element(), x.len())?;
+    join(gpu, OP, kernel, x, delta, add)
 }
 
 /// `x`, but not beyond `-limit` and `limit`.
@@ -254,17 +270,17 @@ fn map(gpu: &Gpu, op: &'static str, x: SliceMut<'_>, function: u32, operand: f32
 fn join(
     gpu: &Gpu,
     op: &'static str,
+    kernel: Kernel,
     x: SliceMut<'_>,
     y: Slice<'_>,
     GatingParams { number, limit, alpha }: GatingParams,
 ) -> Result<(), OpError> {
-    let kernel = Gpu::pick(op, x.element(), JOIN)?;
     if x.is_empty() {
         return Ok(());
     }
     let params = JoinParams { x: x.ptr, y: y.ptr, len: x.len() as u64, limit, alpha, function: number };
     let grid = Grid::of(op, x.element().vectors(x.len()), THREADS)?;
-    // SAFETY: both were found to have `len` elements of this type.
+    // SAFETY: both were found to have `len` elements of the kernel's types.
     unsafe { gpu.launch(op, kernel, grid, &params) }
 }
 

@@ -4,6 +4,7 @@ use super::driver::DevicePtr;
 use super::linear::numbers;
 use super::params::params;
 use super::{Buffer, Element, Gpu, Grid, Kernel, Slice};
+use crate::error::{check_indices, check_length, check_rows};
 use crate::{GroupScore, Groups, Normalize, OpError, Score};
 
 const OP: &str = "route";
@@ -110,6 +111,20 @@ impl Routes {
         self.experts.read_into(0, &mut routes.experts)?;
         self.weights.read_into(0, &mut routes.weights)?;
         Ok(routes)
+    }
+
+    /// Routes that somebody else has chosen.
+    pub(super) fn given(
+        gpu: &Arc<Gpu>,
+        of: usize,
+        chosen: usize,
+        routes: &crate::Routes,
+    ) -> Result<Self, OpError> {
+        check_indices(OP, "expert", &routes.experts, of)?;
+        check_length(OP, "weights", routes.experts.len(), routes.weights.len())?;
+        let tokens = check_rows(OP, "experts", chosen, routes.experts.len())?;
+        let (experts, weights) = (gpu.upload(&routes.experts)?, gpu.upload(&routes.weights)?);
+        Ok(Self { gpu: gpu.clone(), experts, weights, tokens, chosen, of })
     }
 }
 

@@ -18,7 +18,7 @@ const OP: &str = "sample";
 /// As many elements as a block of `process_logits` looks at, and threads that do.
 const CHUNK: usize = 4096;
 const CHUNK_THREADS: usize = 256;
-const ROW_THREADS: usize = 1024;
+const ROW_THREADS: usize = 512;
 /// Words of a chunk's summary and of a row's result.
 const CHUNK_WORDS: usize = 4;
 const RESULT_WORDS: usize = 4;
@@ -219,6 +219,29 @@ impl SamplerState {
         };
         // SAFETY: the slot has an element per token, and the prompt is as long as it says.
         unsafe { self.gpu.launch(OP, ADMIT, Grid::linear(1, threads_of_row(self.vocabulary)), &params) }
+    }
+
+    /// Takes over the history of a request: how long its prompt is, and of each token that it has seen, how often it is in
+    /// the prompt and among the generated ones. A count ends at 65535; ids that do not exist count for the length alone.
+    ///
+    /// Errors when there is no such slot.
+    pub fn restore(
+        &mut self,
+        slot: u32,
+        prompt: usize,
+        seen: impl Iterator<Item = (u32, [u32; 2])>,
+    ) -> Result<(), OpError> {
+        self.prompt_length(slot)?;
+        self.staged.clear();
+        self.staged.resize(self.vocabulary, 0);
+        for (id, [in_prompt, generated]) in seen {
+            if let Some(count) = self.staged.get_mut(id as usize) {
+                *count = in_prompt.min(0xffff) | generated.min(0xffff) << 16;
+            }
+        }
+        let slot = slot as usize;
+        self.prompts[slot] = prompt;
+        self.histories.write(slot * self.vocabulary, &self.staged)
     }
 
     /// Takes the rows of the next step, and sends what describes them to the device in one copy.

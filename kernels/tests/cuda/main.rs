@@ -5,6 +5,7 @@
 mod captures;
 mod conformity;
 mod faults;
+mod transfers;
 
 use std::collections::BTreeSet;
 
@@ -63,11 +64,13 @@ families!(
     linear,
     gemm,
     graph,
+    transfer,
     lora,
     sampling,
     logprobs,
     attention,
-    route
+    route,
+    experts
 );
 
 #[test]

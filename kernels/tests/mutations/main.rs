@@ -10,11 +10,15 @@
 mod attention;
 mod child;
 mod embedding;
+mod experts;
 mod library;
+mod linear;
+mod lora;
 mod norm;
 mod pointwise;
 mod probe;
 mod rope;
+mod route;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,6 +48,10 @@ const TABLES: &[&[Mutation]] = &[
     pointwise::MUTATIONS,
     rope::MUTATIONS,
     attention::MUTATIONS,
+    linear::MUTATIONS,
+    lora::MUTATIONS,
+    route::MUTATIONS,
+    experts::MUTATIONS,
 ];
 
 fn main() -> ExitCode {

@@ -43,6 +43,7 @@ impl AdapterLayout {
         if additions.iter().all(Option::is_none) {
             return Err(AdapterError::Empty { directory: directory.to_owned() });
         }
+        self.device.settle(&[], |_| ())?;
         Ok(Adapter { additions })
     }
 

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use kernels::OpError;
 use thiserror::Error;
 
+use crate::layers::LayerError;
 use crate::model::ConfigError;
 use crate::weights::WeightError;
 
@@ -30,6 +31,9 @@ pub enum AdapterError {
     /// The device does not take it.
     #[error(transparent)]
     Device(#[from] OpError),
+    /// Its weights do not reach the device.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
     /// It changes something that adapters cannot change here: leaving that out would change answers.
     #[error("{}: tensor `{tensor}` belongs to no linear layer of this model that adapters can change", directory.display())]
     Unused {

@@ -288,6 +288,17 @@ pub(super) fn add(cpu: &Cpu, x: &mut Tensor, delta: &Tensor) -> Result<(), OpErr
     cpu::add(cpu, x.host_mut(), delta.host())
 }
 
+/// Both are f32.
+pub(super) fn enter_stream(_: &Cpu, x: &mut Tensor, stream: &mut Tensor) -> Result<(), OpError> {
+    std::mem::swap(x, stream);
+    Ok(())
+}
+
+/// Both are f32.
+pub(super) fn from_stream<'a>(_: &Cpu, stream: &'a Tensor, _: &'a mut Tensor) -> Result<&'a Tensor, OpError> {
+    Ok(stream)
+}
+
 pub(super) fn clamp(cpu: &Cpu, x: &mut Tensor, limit: f32) -> Result<(), OpError> {
     cpu::clamp(cpu, x.host_mut(), limit)
 }

@@ -4,7 +4,7 @@
 //! - `tensor.rs`, `matrix.rs`: tensors and weights on the device
 //! - `step.rs`: what a step says about its tokens; `moe.rs`: experts; `scratch.rs`: what operations keep between steps
 //! - `open.rs`: which device it is
-//! - `cpu.rs`: the operations on CPUs; `cuda.rs`: on NVIDIA GPUs (feature `cuda`)
+//! - `cpu.rs`: the operations on CPUs; `cuda/`: on NVIDIA GPUs (feature `cuda`)
 //!
 //! Operations are asynchronous where the device is: their errors are wrong arguments, found before anything runs, or a
 //! failure of the device ([`OpError::Device`]), which is final and may be older than the operation that reports it.
@@ -40,8 +40,9 @@ pub use tensor::Tensor;
 use matrix::MatrixStorage;
 
 use crate::cache::LayerKv;
+use crate::layers::LayerError;
 use crate::sampling::{Choice, Pick};
-use crate::weights::{FileRange, Progress, Weight, WeightError, prefetch};
+use crate::weights::{FileRange, Progress, Weight, prefetch};
 
 /// Where tensors live and operations run. A clone is the same device.
 #[derive(Clone)]
@@ -257,6 +258,13 @@ impl Device {
         dispatch!(self, zeros(rows, width))
     }
 
+    /// A tensor of zeros for the stream that layers add to, `[rows, width]`: f32 on every device.
+    ///
+    /// Errors as [`zeros`](Self::zeros) does.
+    pub fn zeros_stream(&self, rows: usize, width: usize) -> Result<Tensor, OpError> {
+        dispatch!(self, zeros_f32(rows, width))
+    }
+
     /// A tensor of zeros in f32, for scores and logits, `[rows, width]`.
     ///
     /// Errors as [`zeros`](Self::zeros) does.
@@ -295,15 +303,15 @@ impl Device {
     /// Returns when all weights are where they were placed; those of a CPU, which lie in `files`, are then in memory.
     /// `report` is told how far that has come.
     ///
-    /// Errors when a file cannot be read.
-    pub fn settle(&self, files: &[FileRange], report: impl FnMut(Progress)) -> Result<(), WeightError> {
+    /// Errors when a file cannot be read, or the device has failed.
+    pub fn settle(&self, files: &[FileRange], report: impl FnMut(Progress)) -> Result<(), LayerError> {
         match self {
             Self::Cpu(_) => {
                 let ranges = files.iter().map(|mapped| (mapped.file.clone(), mapped.range.clone()));
-                prefetch(&ranges.collect::<Vec<_>>(), report)
+                Ok(prefetch(&ranges.collect::<Vec<_>>(), report)?)
             }
             #[cfg(feature = "gpu")]
-            Self::Cuda(_) => Ok(()),
+            Self::Cuda(device) => Ok(cuda::settle(device)?),
         }
     }
 
@@ -459,6 +467,16 @@ impl Device {
     /// `x += delta`.
     pub fn add(&self, x: &mut Tensor, delta: &Tensor) -> Result<(), OpError> {
         dispatch!(self, add(x, delta))
+    }
+
+    /// `stream = x`; what `x` holds afterwards is unspecified.
+    pub fn enter_stream(&self, x: &mut Tensor, stream: &mut Tensor) -> Result<(), OpError> {
+        dispatch!(self, enter_stream(x, stream))
+    }
+
+    /// The stream as the layers' type: itself where that is f32, else what is written to `x`.
+    pub fn from_stream<'a>(&self, stream: &'a Tensor, x: &'a mut Tensor) -> Result<&'a Tensor, OpError> {
+        dispatch!(self, from_stream(stream, x))
     }
 
     /// Keeps every element between `-limit` and `limit`.

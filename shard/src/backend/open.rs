@@ -42,6 +42,8 @@ pub struct DeviceOptions {
     pub dtype: DType,
     /// What keys and values are, if not the same.
     pub cache: Option<CacheDType>,
+    /// Whether a token is the same to the last bit whatever it is batched with. On a CPU it always is.
+    pub batch_invariant: bool,
 }
 
 impl Device {
@@ -108,6 +110,9 @@ impl Device {
     #[cfg(feature = "gpu")]
     fn on(gpu: std::sync::Arc<kernels::cuda::Gpu>, options: DeviceOptions) -> Result<Self, OpError> {
         use kernels::cuda::Element;
+        if options.batch_invariant {
+            gpu.set_products(kernels::cuda::Products::Own);
+        }
         let cache = match options.cache {
             None => options.dtype.into(),
             Some(CacheDType::E4M3) => Element::E4M3,
@@ -123,7 +128,8 @@ mod tests {
 
     fn open(choice: DeviceChoice, cache: Option<CacheDType>) -> Result<Device, OpError> {
         let threads = NonZeroUsize::MIN;
-        Device::open(DeviceOptions { choice, threads, dtype: DType::F32, cache }, &Ranks::alone())
+        let options = DeviceOptions { choice, threads, dtype: DType::F32, cache, batch_invariant: false };
+        Device::open(options, &Ranks::alone())
     }
 
     #[test]

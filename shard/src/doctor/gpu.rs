@@ -7,7 +7,6 @@ use kernels::cuda::{Gpu, Memory, Properties};
 use super::{Args, Report};
 
 /// The GPU to check.
-#[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "a driver can fail"))]
 pub(super) fn open(args: &Args) -> anyhow::Result<Arc<Gpu>> {
     #[cfg(feature = "emulation")]
     if args.emulated {

@@ -49,7 +49,8 @@ pub(super) fn check(gpu: &Arc<Gpu>, seed: u64, report: &mut Report) -> anyhow::R
         let name = format!("Llama, {dtype:?}");
         let milliseconds = begin.elapsed().as_millis();
         report.row(&[name.clone(), found.len().to_string(), format!("{worst:.3}"), milliseconds.to_string()]);
-        if !(worst <= 1.0) || found.len() != expected.len() {
+        let is_close = worst <= 1.0;
+        if !is_close || found.len() != expected.len() {
             report.wrong(format!("{name}: logits are off by {worst:.3} of what is allowed"));
         }
     }

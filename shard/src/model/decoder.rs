@@ -120,7 +120,8 @@ impl Decoder {
         let StepArrays { ids, positions, slots, sequences, .. } = arrays;
         let sequences = sequences.set(input.sequences, input.block_size)?;
         let step = AttentionStep { ropes, slots, sequences };
-        embedding.forward(&pass, ids, positions, embedded, &mut stream.residual)?;
+        embedding.forward(&pass, ids, positions, embedded, &mut stream.normed)?;
+        device.enter_stream(&mut stream.normed, &mut stream.residual)?;
         stream.pending = false;
         for (index, layer) in layers.iter().enumerate() {
             layer.forward(&pass, step, cache.layer_mut(index)?, stream, buffers)?;
@@ -150,9 +151,9 @@ impl Decoder {
             }
             (None, true) => {
                 device.add(residual_last, delta_last)?;
-                &*residual_last
+                device.from_stream(residual_last, normed_last)?
             }
-            (None, false) => &*residual_last,
+            (None, false) => device.from_stream(residual_last, normed_last)?,
         };
         head.forward(
             &pass,
@@ -318,7 +319,7 @@ impl Workspace {
             stream: Stream::new(device, spec.hidden)?,
             layers: LayerBuffers::new(device, spec, partition)?,
             embedded: embedded()?,
-            residual_last: hidden()?,
+            residual_last: device.zeros_stream(0, spec.hidden)?,
             delta_last: hidden()?,
             normed_last: hidden()?,
             projected_last: embedded()?,

@@ -22,7 +22,7 @@ pub(super) struct Layer {
 
 /// A [`Block`] with its norms.
 enum Order {
-    Sequential { attention: Around, mlp: Around },
+    Sequential { attention: Box<Around>, mlp: Box<Around> },
     Parallel { attention: Norm, mlp: Option<Norm> },
     Normed { attention: Norm, mlp: Norm },
     Behind { attention: Norm, mlp: Norm },
@@ -46,10 +46,10 @@ enum MlpLayer {
 
 /// The hidden states on their way through the layers.
 pub(super) struct Stream {
-    /// `[T, hidden]`, what the layers add to.
+    /// `[T, hidden]`, what the layers add to: f32, so that it loses nothing to rounding however many add to it.
     pub(super) residual: Tensor,
     /// `[T, hidden]`, input of an attention or an MLP.
-    normed: Tensor,
+    pub(super) normed: Tensor,
     /// `[T, hidden]`, what the last part adds.
     pub(super) delta: Tensor,
     /// Whether `delta` is not added yet: the addition is one pass with the next norm.
@@ -106,34 +106,33 @@ impl Layer {
         match &self.order {
             Order::Sequential { attention, mlp } => {
                 stream.enter(pass, attention.before.as_ref())?;
-                self.attend(&mut part, stream.parts(attention.before.is_some()))?;
+                self.attend(&mut part, stream.parts(pass, attention.before.is_some())?)?;
                 self.leave(pass, stream, attention.after.as_ref())?;
                 stream.enter(pass, mlp.before.as_ref())?;
-                self.transform(&mut part, stream.parts(mlp.before.is_some()))?;
+                self.transform(&mut part, stream.parts(pass, mlp.before.is_some())?)?;
                 self.leave(pass, stream, mlp.after.as_ref())
             }
             Order::Parallel { attention, mlp } => self.parallel(&mut part, stream, attention, mlp.as_ref()),
             Order::Normed { attention, mlp } => {
                 stream.enter(pass, Some(attention))?;
-                self.attend(&mut part, stream.parts(true))?;
-                stream.continue_from_normed();
+                self.attend(&mut part, stream.parts(pass, true)?)?;
+                stream.continue_from_normed(pass)?;
                 self.leave(pass, stream, None)?;
                 stream.enter(pass, Some(mlp))?;
-                self.transform(&mut part, stream.parts(true))?;
-                stream.continue_from_normed();
+                self.transform(&mut part, stream.parts(pass, true)?)?;
+                stream.continue_from_normed(pass)?;
                 self.leave(pass, stream, None)
             }
             Order::Behind { attention, mlp } => {
                 stream.enter(pass, None)?;
-                self.attend(&mut part, stream.parts(false))?;
+                self.attend(&mut part, stream.parts(pass, false)?)?;
                 self.leave(pass, stream, None)?;
                 stream.enter(pass, Some(attention))?;
-                stream.continue_from_normed();
-                self.transform(&mut part, stream.parts(false))?;
+                stream.continue_from_normed(pass)?;
+                self.transform(&mut part, stream.parts(pass, false)?)?;
                 self.leave(pass, stream, None)?;
                 stream.enter(pass, Some(mlp))?;
-                stream.continue_from_normed();
-                Ok(())
+                stream.continue_from_normed(pass)
             }
         }
     }
@@ -148,7 +147,7 @@ impl Layer {
     ) -> Result<(), OpError> {
         let pass = part.pass;
         stream.enter(pass, Some(attention))?;
-        self.attend(part, stream.parts(true))?;
+        self.attend(part, stream.parts(pass, true)?)?;
         if let Some(norm) = mlp {
             norm.forward(pass, &stream.residual, &mut stream.normed)?;
         }
@@ -213,8 +212,11 @@ impl Order {
         Ok(match block {
             Block::Sequential { before_attention, after_attention, before_mlp, after_mlp } => {
                 Self::Sequential {
-                    attention: Around { before: maybe(before_attention)?, after: maybe(after_attention)? },
-                    mlp: Around { before: maybe(before_mlp)?, after: maybe(after_mlp)? },
+                    attention: Box::new(Around {
+                        before: maybe(before_attention)?,
+                        after: maybe(after_attention)?,
+                    }),
+                    mlp: Box::new(Around { before: maybe(before_mlp)?, after: maybe(after_mlp)? }),
                 }
             }
             Block::Parallel { attention, mlp } => {
@@ -230,7 +232,7 @@ impl Stream {
     pub(super) fn new(device: &Device, hidden: usize) -> Result<Self, OpError> {
         let tensor = || device.zeros(0, hidden);
         Ok(Self {
-            residual: tensor()?,
+            residual: device.zeros_stream(0, hidden)?,
             normed: tensor()?,
             delta: tensor()?,
             pending: false,
@@ -255,13 +257,17 @@ impl Stream {
     }
 
     /// Input and output of a part.
-    fn parts(&mut self, normed: bool) -> (&Tensor, &mut Tensor) {
-        (if normed { &self.normed } else { &self.residual }, &mut self.delta)
+    fn parts(&mut self, pass: &Pass<'_>, normed: bool) -> Result<(&Tensor, &mut Tensor), OpError> {
+        let input = match normed {
+            true => &self.normed,
+            false => pass.device.from_stream(&self.residual, &mut self.normed)?,
+        };
+        Ok((input, &mut self.delta))
     }
 
     /// From here on it is the normalized states that are added to.
-    fn continue_from_normed(&mut self) {
-        std::mem::swap(&mut self.residual, &mut self.normed);
+    fn continue_from_normed(&mut self, pass: &Pass<'_>) -> Result<(), OpError> {
+        pass.device.enter_stream(&mut self.normed, &mut self.residual)
     }
 }
 

@@ -16,6 +16,8 @@ pub mod penalties;
 pub mod random;
 pub mod warpers;
 
+use std::sync::mpsc;
+
 use proto::units::TokenId;
 
 use logprobs::Normalizer;
@@ -80,13 +82,26 @@ pub struct Choice {
 pub struct NotNumbers;
 
 /// Chooses the tokens of one request.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Sampler {
     params: SamplingParams,
     /// Kept only if a penalty needs it.
     history: Option<History>,
     previous: TokenId,
     generated: u64,
+    /// Where a device keeps a copy of the history.
+    place: Option<HistoryPlace>,
+}
+
+/// A place for a request's history on a device. Dropping it gives it back.
+#[derive(Debug)]
+pub struct HistoryPlace {
+    /// Which.
+    pub slot: u32,
+    /// Of which set of places: a larger one may have replaced it since.
+    pub set: u64,
+    /// Where it goes when it is dropped.
+    pub home: mpsc::Sender<(u32, u64)>,
 }
 
 /// A token to choose, of one request.
@@ -107,6 +122,13 @@ pub struct Scratch {
     values: Vec<f32>,
 }
 
+impl Drop for HistoryPlace {
+    fn drop(&mut self) {
+        // Where the device is gone, so are its places, and nobody wants them back.
+        self.home.send((self.slot, self.set)).ok();
+    }
+}
+
 impl SamplingParams {
     /// Whether a random draw decides; otherwise the best token is taken. The rule is the contract's; penalties, `min_p` and
     /// bias do not switch sampling on.
@@ -124,7 +146,7 @@ impl Sampler {
     pub fn new(params: SamplingParams, prompt: &[u32]) -> Self {
         let history = (!params.penalties.are_neutral()).then(|| History::of_prompt(prompt));
         let previous = TokenId(prompt.last().copied().unwrap_or_default());
-        Self { params, history, previous, generated: 0 }
+        Self { params, history, previous, generated: 0, place: None }
     }
 
     /// The seed, if random draws decide.
@@ -140,6 +162,11 @@ impl Sampler {
     /// What the penalties look at, if there are any.
     pub fn history(&self) -> Option<&History> {
         self.history.as_ref()
+    }
+
+    /// Where a device keeps a copy of the history.
+    pub fn place_mut(&mut self) -> &mut Option<HistoryPlace> {
+        &mut self.place
     }
 
     /// The token before the next one.

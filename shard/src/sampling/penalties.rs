@@ -64,6 +64,17 @@ impl History {
         history
     }
 
+    /// Tokens that were counted.
+    pub fn length(&self) -> usize {
+        self.length as usize
+    }
+
+    /// Each token that was counted, with how often it is in the prompt and among the generated ones.
+    pub fn counts(&self) -> impl Iterator<Item = (u32, [u32; 2])> {
+        let parts = |(id, seen): (&u32, &Occurrences)| (*id, [seen.history - seen.generated, seen.generated]);
+        self.tokens.iter().map(parts)
+    }
+
     /// Counts a generated token.
     pub fn push(&mut self, id: TokenId) {
         let occurrences = self.tokens.entry(id.0).or_default();

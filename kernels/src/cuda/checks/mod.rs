@@ -8,6 +8,7 @@
 
 mod attention;
 mod embedding;
+mod experts;
 mod graph;
 mod linear;
 mod logprobs;
@@ -19,6 +20,7 @@ mod probe;
 mod rope;
 mod routing;
 mod sampling;
+mod transfer;
 
 use std::fmt;
 use std::ops::Range;
@@ -44,11 +46,13 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("linear", linear::check),
     ("gemm", linear::check_own),
     ("graph", graph::check),
+    ("transfer", transfer::check),
     ("lora", lora::check),
     ("sampling", sampling::check),
     ("logprobs", logprobs::check),
     ("attention", attention::plain::check_plain),
     ("route", routing::check),
+    ("experts", experts::check),
 ];
 
 /// The types that models compute in.
@@ -180,9 +184,10 @@ impl Checker {
         roundings: f64,
     ) -> Result<(), OpError> {
         let bound = roundings * rounding(found.element());
+        let normal = normal(found.element());
         let found = self.read(found)?;
         let squares: f64 = expected.iter().map(|value| value * value).sum();
-        let typical = (squares / expected.len().max(1) as f64).sqrt().max(f64::MIN_POSITIVE);
+        let typical = (squares / expected.len().max(1) as f64).sqrt().max(normal);
         let around = found[..range.start].iter().chain(&found[range.end..]);
         let whole = range.len() == expected.len() && around.copied().all(f32::is_nan);
         let mut worst = if whole { 0.0 } else { f64::INFINITY };
@@ -236,6 +241,16 @@ fn rounding(element: Element) -> f64 {
         Element::E4M3 => 2f64.powi(-4),
         Element::E5M2 => 2f64.powi(-3),
         Element::U32 | Element::U8 => 0.0,
+    }
+}
+
+/// The smallest number that a type holds with all of its digits.
+fn normal(element: Element) -> f64 {
+    match element {
+        Element::F32 | Element::BF16 => f64::from(f32::MIN_POSITIVE),
+        Element::F16 | Element::E5M2 => 2f64.powi(-14),
+        Element::E4M3 => 2f64.powi(-6),
+        Element::U32 | Element::U8 => 1.0,
     }
 }
 

@@ -84,7 +84,14 @@ fn gatings(c: &mut Checker, element: Element, len: usize, before: usize) -> Resu
             &|x, y| reference::gated(gating, x, y),
         )?;
     }
-    joined(c, element, len, before, 1.0, ("add", &|gpu, x, y| cuda::add(gpu, x, y)), &reference::add)
+    joined(c, element, len, before, 1.0, ("add", &|gpu, x, y| cuda::add(gpu, x, y)), &reference::add)?;
+    let (values, others) = (numbers(c, len), numbers(c, len));
+    let mut x = c.placed(Element::F32, before, &values, 1)?;
+    let y = c.placed(element, before, &others, 0)?;
+    let place = before..before + len;
+    cuda::add(&c.gpu(), x.buffer.slice_mut(place.clone()), y.buffer.slice(place.clone()))?;
+    let case = format!("add to f32, {element:?}, {len} behind {before}");
+    c.close_within(case, &x.buffer, place, &reference::add(&x.host, &y.host), 2.0)
 }
 
 type DefinitionOfTwo<'a> = &'a dyn Fn(&[f32], &[f32]) -> Vec<f64>;

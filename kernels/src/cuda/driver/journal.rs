@@ -4,9 +4,10 @@
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard};
 
-use super::{DevicePtr, Driver, Grid, Kernel, Memory, Multiply, Properties, Recorded};
+use super::{DevicePtr, Driver, Grid, Kernel, Mark, Memory, Multiply, Properties, Queue, Recorded, Rows};
 use crate::OpError;
 
 /// How many operations a failure names.
@@ -223,6 +224,49 @@ impl<D: Driver> Driver for Journaled<D> {
     ) -> Result<(), OpError> {
         // SAFETY: as the caller vouches.
         self.ask(|driver| unsafe { driver.tune(op, product, input, weight, out) })
+    }
+
+    fn pin(&self, bytes: usize) -> Result<NonNull<u8>, OpError> {
+        self.ask(|driver| driver.pin(bytes))
+    }
+
+    unsafe fn unpin(&self, memory: NonNull<u8>) {
+        // SAFETY: as the caller vouches.
+        unsafe { self.driver.unpin(memory) }
+    }
+
+    fn create_mark(&self) -> Result<Mark, OpError> {
+        self.ask(D::create_mark)
+    }
+
+    unsafe fn destroy_mark(&self, mark: Mark) {
+        // SAFETY: as the caller vouches.
+        unsafe { self.driver.destroy_mark(mark) }
+    }
+
+    fn put(&self, mark: Mark, queue: Queue) -> Result<(), OpError> {
+        self.ask(|driver| driver.put(mark, queue))
+    }
+
+    fn wait(&self, op: &'static str, mark: Mark) -> Result<(), OpError> {
+        self.ask(|driver| driver.wait(op, mark))
+    }
+
+    fn uploads_follow_work(&self) -> Result<(), OpError> {
+        self.ask(D::uploads_follow_work)
+    }
+
+    unsafe fn upload_rows(&self, rows: &Rows) -> Result<(), OpError> {
+        let bytes = rows.rows * rows.row_bytes;
+        // SAFETY: as the caller vouches.
+        self.start("upload", Work::Bytes(bytes), |driver| unsafe { driver.upload_rows(rows) })
+    }
+
+    unsafe fn download_later(&self, from: DevicePtr, to: NonNull<u8>, bytes: usize) -> Result<(), OpError> {
+        self.start("download", Work::Bytes(bytes), |driver| {
+            // SAFETY: as the caller vouches.
+            unsafe { driver.download_later(from, to, bytes) }
+        })
     }
 
     fn begin_capture(&self) -> Result<(), OpError> {

@@ -8,6 +8,7 @@ pub(super) mod nvidia;
 
 use std::ffi::c_void;
 use std::fmt::Debug;
+use std::ptr::NonNull;
 
 use super::Element;
 use super::params::fit;
@@ -30,6 +31,33 @@ pub(super) struct Recorded {
     /// Launches, products, copies and fills.
     pub(super) operations: usize,
 }
+
+/// A mark between the things that a device was asked to do. The driver's name for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Mark(pub(super) u64);
+
+/// What runs in order. Between the two there is no order, unless it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// All that computes, and copies that are part of it.
+    Work,
+    /// Uploads from pinned memory.
+    Uploads,
+}
+
+/// Rows that lie one after the other in pinned memory, and apart on the device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows {
+    pub(super) from: *const u8,
+    pub(super) to: DevicePtr,
+    pub(super) rows: usize,
+    pub(super) row_bytes: usize,
+    /// From a row on the device to the next.
+    pub(super) stride_bytes: usize,
+}
+
+// SAFETY: the memory is not of a thread.
+unsafe impl Send for Rows {}
 
 /// What a device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,7 +189,7 @@ impl Multiply {
     }
 }
 
-/// A device, driven from one thread at a time, with one stream of work that runs in order.
+/// A device, driven from one thread at a time, with one stream of work that runs in order, and one of uploads beside it.
 ///
 /// Pointers are to memory of this device, and must stay allocated until the stream is done with them: [`free`](Self::free)
 /// is behind all work before it.
@@ -247,6 +275,46 @@ pub(super) trait Driver: Send + Sync + Debug {
     ) -> Result<(), OpError> {
         Ok(())
     }
+
+    /// Memory of this process that the device reads and writes by itself, while the process goes on. Its bytes are set to
+    /// something.
+    fn pin(&self, bytes: usize) -> Result<NonNull<u8>, OpError>;
+
+    /// Gives it back.
+    ///
+    /// # Safety
+    /// It comes from `pin`, and no copy from or to it is under way.
+    unsafe fn unpin(&self, memory: NonNull<u8>);
+
+    /// A mark that has been passed.
+    fn create_mark(&self) -> Result<Mark, OpError>;
+
+    /// It is not used any more.
+    ///
+    /// # Safety
+    /// It comes from `create_mark`, and goes once.
+    unsafe fn destroy_mark(&self, mark: Mark);
+
+    /// Puts the mark behind what was asked for so far.
+    fn put(&self, mark: Mark, queue: Queue) -> Result<(), OpError>;
+
+    /// Waits until the mark has been passed.
+    fn wait(&self, op: &'static str, mark: Mark) -> Result<(), OpError>;
+
+    /// Uploads asked for from now on begin when all work asked for so far is done.
+    fn uploads_follow_work(&self) -> Result<(), OpError>;
+
+    /// Copies to the device, at some time between now and when a mark behind it has been passed.
+    ///
+    /// # Safety
+    /// Both sides have room for it. What is in pinned memory stays so long.
+    unsafe fn upload_rows(&self, rows: &Rows) -> Result<(), OpError>;
+
+    /// Copies to pinned memory, behind all work before; it has arrived when a mark behind it has been passed.
+    ///
+    /// # Safety
+    /// Both sides have room for it, and nobody looks at `to` before.
+    unsafe fn download_later(&self, from: DevicePtr, to: NonNull<u8>, bytes: usize) -> Result<(), OpError>;
 
     /// From here on, what this thread starts is recorded and not done: launches, products, copies within the device and
     /// fills. Nothing else may be asked for until one of the next two ends it.

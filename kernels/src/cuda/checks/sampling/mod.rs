@@ -18,6 +18,15 @@ pub(super) fn check(c: &mut Checker) -> Result<(), OpError> {
     for vocabulary in [3, 40, 65, 4099] {
         look_back(c, vocabulary)?;
     }
+    for vocabulary in [1, 2, 50, 99, 1000, 5003] {
+        filters(c, vocabulary)?;
+    }
+    for vocabulary in [97, 500, 5000] {
+        ties(c, vocabulary)?;
+    }
+    for vocabulary in [60, 400, 4444] {
+        everything(c, vocabulary)?;
+    }
     not_numbers(c)?;
     draws_follow_the_distribution(c)
 }
@@ -103,6 +112,102 @@ fn look_back(c: &mut Checker, vocabulary: usize) -> Result<(), OpError> {
         trials.push(trial);
     }
     compare(c, "look back", &trials)
+}
+
+/// Each filter, at its ends and between; with all that is left among the alternatives where it is little.
+fn filters(c: &mut Checker, vocabulary: usize) -> Result<(), OpError> {
+    let neutral = Sampling::GREEDY;
+    let many = vocabulary as u32;
+    let top_k = [1, 2, 7, many / 2 + 1, many - 1, many, many + 1, u32::MAX];
+    let top_p = [0.0, 0.1, 0.5, 0.9, 0.999];
+    let typical_p = [0.0, 0.1, 0.4, 0.9, 0.999];
+    let min_p = [1e-6, 0.05, 0.3, 1.0];
+    let all = top_k
+        .map(|top_k| Sampling { top_k, ..neutral })
+        .into_iter()
+        .chain(top_p.map(|top_p| Sampling { top_p, ..neutral }))
+        .chain(typical_p.map(|typical_p| Sampling { typical_p, ..neutral }))
+        .chain(min_p.map(|min_p| Sampling { min_p, ..neutral }));
+    let mut trials = Vec::new();
+    for (index, sampling) in all.enumerate() {
+        // Cold, what is wanted lies far below the best; hot, it is all close together.
+        let temperature = [1.0, 0.05, 1.4, 30.0][index % 4];
+        let sampling = Sampling { temperature, seed: seed(c), draws: index % 3 != 0, ..sampling };
+        let mut trial = Trial::new(peaked(c, vocabulary), sampling);
+        trial.alternatives = [100, 3, 1][index % 3];
+        trials.push(trial);
+    }
+    if vocabulary == 1000 {
+        is_independent(c, "filter", &trials[..9])?;
+    }
+    compare(c, "filter", &trials)
+}
+
+/// Logits of few values: a filter ends among equals, and they are more than can be listed.
+fn ties(c: &mut Checker, vocabulary: usize) -> Result<(), OpError> {
+    let neutral = SAMPLED;
+    let mut trials = Vec::new();
+    for values in [1, 3, 20] {
+        let samplings = [
+            Sampling { top_k: 5, ..neutral },
+            Sampling { top_k: vocabulary as u32 / 2, ..neutral },
+            Sampling { top_p: 0.0, ..neutral },
+            Sampling { top_p: 0.300_01, ..neutral },
+            Sampling { top_p: 0.970_01, temperature: 1.5, ..neutral },
+            Sampling { top_k: 40, top_p: 0.810_01, ..neutral },
+            Sampling { typical_p: 0.300_01, ..neutral },
+            Sampling { typical_p: 0.910_01, temperature: 0.7, ..neutral },
+            Sampling { min_p: 1.0, draws: false, ..neutral },
+            Sampling::GREEDY,
+        ];
+        for (index, sampling) in samplings.into_iter().enumerate() {
+            let random = c.random();
+            let logits = (0..vocabulary).map(|_| random.below(values) as f32 * 0.5 - 2.0).collect();
+            let mut trial = Trial::new(logits, Sampling { seed: seed(c), ..sampling });
+            // Both zeros are the same.
+            trial.logits.iter_mut().step_by(3).filter(|logit| **logit == 0.0).for_each(|logit| *logit = -0.0);
+            trial.alternatives = [100, 1, 7, 0][index % 4];
+            trials.push(trial);
+        }
+    }
+    compare(c, "ties", &trials)
+}
+
+/// All stages at once, with random strengths.
+fn everything(c: &mut Checker, vocabulary: usize) -> Result<(), OpError> {
+    let mut trials = Vec::new();
+    for index in 0..if vocabulary < 1000 { 40 } else { 12 } {
+        let mut one = |low: f32, high: f32| low + (high - low) * (c.random().number() + 1.0) / 2.0;
+        let penalties = Penalties {
+            repetition: one(0.8, 1.5),
+            frequency: one(-1.0, 1.0),
+            presence: one(-1.0, 1.0),
+            count: one(-0.2, 0.3),
+        };
+        let watermark = Watermark { gamma: one(0.1, 0.9), delta: one(0.0, 2.0), previous: index };
+        let (temperature, top_p) = (one(0.4, 2.0), one(0.3, 1.1));
+        let (typical_p, min_p) = (one(0.3, 1.1), one(-0.1, 0.1).max(0.0));
+        let bias = [one(-3.0, 3.0), one(-3.0, 3.0), one(-100.0, 100.0)];
+        let top_k = c.random().below(vocabulary) as u32 * (index % 2);
+        let mut sampling = Sampling { penalties, temperature, top_k, top_p, typical_p, min_p, ..SAMPLED };
+        (sampling.watermark, sampling.seed) = ((index % 3 == 0).then_some(watermark), seed(c));
+        let mut trial = Trial::new(peaked(c, vocabulary), sampling);
+        let random = c.random();
+        let mut tokens = |count| (0..count).map(|_| random.below(vocabulary) as u32).collect::<Vec<_>>();
+        (trial.prompt, trial.generated) = (tokens(20), tokens(index as usize % 3));
+        trial.sampling.index = u64::from(index % 3);
+        trial.bias = tokens(3).into_iter().zip(bias).collect();
+        trial.alternatives = [0, 5, 100][index as usize % 3];
+        if index % 4 == 0 {
+            trial.mask =
+                Some(tokens(vocabulary.div_ceil(32)).iter().map(|word| !(1 << (word % 32))).collect());
+        }
+        trials.push(trial);
+    }
+    if vocabulary == 400 {
+        is_independent(c, "all stages", &trials[..12])?;
+    }
+    compare(c, "all stages", &trials)
 }
 
 /// A row is refused when it, or what is allowed of it, is not numbers.

@@ -35,7 +35,7 @@ impl Trial {
     fn processed(&self, wider: f32) -> Option<Vec<f64>> {
         let of = |mass: f32| if mass < 1.0 { mass * (1.0 + wider) } else { mass };
         let Sampling { top_p, typical_p, min_p, .. } = self.sampling;
-        let (top_p, typical_p, min_p) = (of(top_p), of(typical_p), min_p * (1.0 - wider));
+        let (top_p, typical_p, min_p) = (of(top_p), of(typical_p), (min_p * (1.0 - wider)).min(1.0));
         let past = Past { prompt: &self.prompt, generated: &self.generated };
         reference::process(&self.logits, &Sampling { top_p, typical_p, min_p, ..self.sampling() }, past)
     }
@@ -60,11 +60,6 @@ impl Trial {
                 .then_some(())
                 .map_or(Some(f64::INFINITY), |()| None);
         }
-        let ids = reference::alternatives(&row, self.alternatives as usize);
-        let ids = &ids[..ids.len().min(LISTED_MAX)];
-        if !found.alternatives.iter().map(|(id, _)| id).eq(ids) {
-            return Some(f64::INFINITY);
-        }
         let logprobs = reference::logprobs(&row);
         let largest =
             self.logits.iter().filter(|logit| logit.is_finite()).fold(0.0, |a: f32, b| a.max(b.abs()));
@@ -73,9 +68,27 @@ impl Trial {
             let expected = logprobs[id as usize];
             (f64::from(logprob) - expected).abs() / (ROUNDING * scale.max(expected.abs()))
         };
+        if !self.lists(&row, found, ROUNDING * scale) {
+            return Some(f64::INFINITY);
+        }
         let all = found.alternatives.iter().copied().chain([(found.token, found.logprob)]);
         // Written so that NaN is the worst of all.
         Some(all.map(error).fold(0.0, |worst, error| if error <= worst { worst } else { error }))
+    }
+
+    /// Whether the alternatives are the definition's, where only such that differ by no more than roundings have changed
+    /// places.
+    fn lists(&self, row: &[f64], found: &Sampled, rounding: f64) -> bool {
+        let mut expected = reference::alternatives(row, self.alternatives as usize);
+        expected.truncate(LISTED_MAX);
+        let mut found: Vec<u32> = found.alternatives.iter().map(|(id, _)| *id).collect();
+        let in_place = found.iter().zip(&expected).all(|(&found, &expected)| {
+            let [found_logit, logit] = [found, expected].map(|id| row[id as usize]);
+            found == expected || (found_logit != logit && (found_logit - logit).abs() <= rounding)
+        });
+        found.sort_unstable();
+        expected.sort_unstable();
+        in_place && found == expected
     }
 
     fn is_close_race(&self, row: &[f64], found: u32, expected: u32) -> bool {

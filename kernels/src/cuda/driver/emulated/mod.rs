@@ -4,16 +4,20 @@
 //! - this file: memory, and what is done when
 //! - `command.rs`: one piece of work, done now or recorded
 //! - `products.rs`: dense products
+//! - `transfers.rs`: copies beside the work
 
 mod command;
 mod products;
+mod transfers;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use self::command::Command;
-use super::{DevicePtr, Driver, Grid, Kernel, Memory, Multiply, Properties, Recorded};
+use self::transfers::Transfers;
+use super::{DevicePtr, Driver, Grid, Kernel, Mark, Memory, Multiply, Properties, Queue, Recorded, Rows};
 use crate::OpError;
 
 /// In which order the threads of a block get their turn. A wrong kernel may well be right in one order.
@@ -40,6 +44,7 @@ pub(in crate::cuda) struct Emulated {
     schedule: Schedule,
     properties: Properties,
     captures: Mutex<Captures>,
+    transfers: Mutex<Transfers>,
 }
 
 /// What is and was recorded.
@@ -59,11 +64,15 @@ impl Emulated {
             shared_bytes_max: 227 << 10,
             driver_version: 0,
         };
-        Self { schedule, properties, captures: Mutex::default() }
+        Self { schedule, properties, captures: Mutex::default(), transfers: Mutex::default() }
     }
 
     fn captures(&self) -> MutexGuard<'_, Captures> {
         self.captures.lock().expect("no thread panics while it holds the lock")
+    }
+
+    fn transfers(&self) -> MutexGuard<'_, Transfers> {
+        self.transfers.lock().expect("no thread panics while it holds the lock")
     }
 
     /// Does it, or records it.
@@ -126,6 +135,8 @@ impl Driver for Emulated {
     }
 
     unsafe fn free(&self, ptr: DevicePtr) {
+        // As a driver does: it could be the target of one.
+        self.transfers().upload_all();
         // SAFETY: allocated by `emu_malloc`, freed once, as the caller vouches.
         unsafe { emu_free(host(ptr)) }
     }
@@ -179,6 +190,50 @@ impl Driver for Emulated {
         unsafe { self.start(Command::Multiply { product: *product, input, weight, out }) }
     }
 
+    fn pin(&self, bytes: usize) -> Result<NonNull<u8>, OpError> {
+        Ok(self.transfers().pin(bytes))
+    }
+
+    unsafe fn unpin(&self, memory: NonNull<u8>) {
+        // SAFETY: as the caller vouches.
+        unsafe { self.transfers().unpin(memory) }
+    }
+
+    fn create_mark(&self) -> Result<Mark, OpError> {
+        Ok(self.transfers().create_mark())
+    }
+
+    unsafe fn destroy_mark(&self, mark: Mark) {
+        self.transfers().destroy_mark(mark);
+    }
+
+    fn put(&self, mark: Mark, queue: Queue) -> Result<(), OpError> {
+        self.transfers().put(mark, queue);
+        Ok(())
+    }
+
+    fn wait(&self, _op: &'static str, mark: Mark) -> Result<(), OpError> {
+        self.transfers().wait(mark);
+        Ok(())
+    }
+
+    fn uploads_follow_work(&self) -> Result<(), OpError> {
+        // Work is done at once.
+        Ok(())
+    }
+
+    unsafe fn upload_rows(&self, rows: &Rows) -> Result<(), OpError> {
+        // SAFETY: as the caller vouches.
+        unsafe { self.transfers().upload_rows(*rows) }
+        Ok(())
+    }
+
+    unsafe fn download_later(&self, from: DevicePtr, to: NonNull<u8>, bytes: usize) -> Result<(), OpError> {
+        // SAFETY: as the caller vouches.
+        unsafe { self.transfers().download_later(from, to, bytes) }
+        Ok(())
+    }
+
     fn begin_capture(&self) -> Result<(), OpError> {
         self.captures().recording = Some(Vec::new());
         Ok(())
@@ -208,6 +263,7 @@ impl Driver for Emulated {
     }
 
     fn synchronize(&self, _op: &'static str) -> Result<(), OpError> {
+        self.transfers().land_all();
         Ok(())
     }
 }

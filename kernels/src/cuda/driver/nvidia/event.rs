@@ -1,9 +1,11 @@
+use std::mem::ManuallyDrop;
 use std::ptr::null_mut;
 
 use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUstream};
 
 use super::check;
 use crate::OpError;
+use crate::cuda::driver::Mark;
 
 /// A mark between the work of a stream. The context it was made in has to be current in every call.
 #[derive(Debug)]
@@ -36,10 +38,29 @@ impl Event {
         check(op, unsafe { sys::cuEventRecord(self.0, stream) })
     }
 
-    /// Waits until the work before the mark is done.
+    /// Has what `stream` is asked to do from now on wait until the mark has been passed.
+    pub(super) fn hold_back(&self, op: &'static str, stream: CUstream) -> Result<(), OpError> {
+        // SAFETY: both are of the current context.
+        check(op, unsafe { sys::cuStreamWaitEvent(stream, self.0, 0) })
+    }
+
+    /// Waits until the work before the mark is done; at once where it has not been put.
     pub(super) fn wait(&self, op: &'static str) -> Result<(), OpError> {
         // SAFETY: an event of the current context.
         check(op, unsafe { sys::cuEventSynchronize(self.0) })
+    }
+}
+
+impl Event {
+    /// As a number, to be taken back later.
+    pub(super) fn into_mark(self) -> Mark {
+        Mark(ManuallyDrop::new(self).0.expose_provenance() as u64)
+    }
+
+    /// # Safety
+    /// The mark comes from [`into_mark`](Self::into_mark), and has not been dropped.
+    pub(super) unsafe fn of_mark(mark: Mark) -> ManuallyDrop<Self> {
+        ManuallyDrop::new(Self(std::ptr::with_exposed_provenance_mut(mark.0 as usize)))
     }
 }
 

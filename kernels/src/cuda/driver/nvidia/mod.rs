@@ -1,27 +1,40 @@
 //! A GPU, through the CUDA driver. Nothing is linked: without a driver there is an error that says so.
 
 //!
-//! - this file: the device, its memory, launches
+//! - this file: memory, launches, and what is asked for of the files below
+//! - `device.rs`: which GPU, and what it is
 //! - `modules.rs`: the kernels' code
 //! - `lt.rs`: dense products, by cuBLASLt
 //! - `graph.rs`: work that is recorded and replayed
+//! - `staging.rs`: how uploads are on their way while the process goes on
 //! - `event.rs`: marks in a stream, to wait for and to measure with
+//! - `result.rs`: the driver's answers as errors
 
+mod device;
 mod event;
 mod graph;
 mod lt;
 mod modules;
+mod result;
+mod staging;
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::c_void;
+use std::mem::ManuallyDrop;
+use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard};
 
-use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUresult, CUstream};
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice_attribute, CUfunction, CUresult, CUstream, CUstream_flags,
+};
 
-use self::event::Stopwatch;
+use self::device::{attribute, device, properties};
+use self::event::{Event, Stopwatch};
 use self::graph::Unrestricted;
 use self::lt::{CublasLt, Operands};
 use self::modules::Modules;
-use super::{DevicePtr, Driver, Grid, Kernel, Memory, Multiply, Properties, Recorded};
+use self::result::check;
+use self::staging::Staging;
+use super::{DevicePtr, Driver, Grid, Kernel, Mark, Memory, Multiply, Properties, Queue, Recorded, Rows};
 use crate::OpError;
 
 const OPEN: &str = "open GPU";
@@ -34,11 +47,15 @@ const ALIGNMENT: usize = 256;
 pub(in crate::cuda) struct Nvidia {
     context: CUcontext,
     stream: CUstream,
+    uploads: CUstream,
+    /// Behind the work that uploads must not overtake.
+    work: Event,
     properties: Properties,
     /// Second-level cache.
     cache_bytes: usize,
-    // Both are locked by the one thread that launches, so nobody waits.
+    // These are locked by the one thread that launches, so nobody waits.
     modules: Mutex<Modules>,
+    staging: Mutex<Staging>,
     /// Opened by the first product.
     products: Mutex<Option<CublasLt>>,
 }
@@ -63,13 +80,19 @@ impl Nvidia {
         check(OPEN, unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })?;
         // SAFETY: a context of this process.
         check(OPEN, unsafe { sys::cuCtxSetCurrent(context) })?;
-        let mut stream = std::ptr::null_mut();
-        const NON_BLOCKING: u32 = 1;
-        // SAFETY: the context is current.
-        check(OPEN, unsafe { sys::cuStreamCreate(&mut stream, NON_BLOCKING) })?;
+        let [stream, uploads] = [stream()?, stream()?];
         let cache_bytes = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize;
-        let (modules, products) = (Mutex::default(), Mutex::default());
-        Ok(Self { context, stream, properties, cache_bytes, modules, products })
+        Ok(Self {
+            context,
+            stream,
+            uploads,
+            work: Event::new(OPEN)?,
+            properties,
+            cache_bytes,
+            modules: Mutex::default(),
+            staging: Mutex::new(Staging::new(OPEN)?),
+            products: Mutex::default(),
+        })
     }
 
     /// Makes the context current in this thread, which costs nothing where it is already.
@@ -135,90 +158,13 @@ impl Drop for Spare<'_> {
     }
 }
 
-fn device(ordinal: u32) -> Result<CUdevice, OpError> {
-    let mut count = 0;
-    // SAFETY: the driver is initialised.
-    check(OPEN, unsafe { sys::cuDeviceGetCount(&mut count) })?;
-    if ordinal as i64 >= i64::from(count) {
-        return Err(OpError::driver(OPEN, format!("there are {count} GPUs, none has number {ordinal}")));
-    }
-    let mut device = 0;
-    // SAFETY: there is a device of this number.
-    check(OPEN, unsafe { sys::cuDeviceGet(&mut device, ordinal as i32) })?;
-    Ok(device)
-}
-
-fn attribute(device: CUdevice, attribute: CUdevice_attribute) -> Result<u32, OpError> {
-    let mut value = 0;
-    // SAFETY: the device exists.
-    check(OPEN, unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) })?;
-    Ok(value as u32)
-}
-
-fn properties(device: CUdevice) -> Result<Properties, OpError> {
-    use CUdevice_attribute as A;
-    let attribute = |which| attribute(device, which);
-    let mut name = [0 as c_char; 128];
-    // SAFETY: as many bytes as are said, and the last stays zero.
-    check(OPEN, unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32 - 1, device) })?;
-    let mut driver_version = 0;
-    // SAFETY: a plain question.
-    check(OPEN, unsafe { sys::cuDriverGetVersion(&mut driver_version) })?;
-    Ok(Properties {
-        // SAFETY: zero-terminated, by the call above or by its last byte.
-        name: unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned(),
-        capability: (
-            attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-        ),
-        multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-        shared_bytes_max: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-        driver_version: driver_version as u32,
-    })
-}
-
-/// What the driver says, in words.
-fn check(op: &'static str, result: CUresult) -> Result<(), OpError> {
-    if result == CUresult::CUDA_SUCCESS {
-        return Ok(());
-    }
-    let text = |ask: unsafe fn(CUresult, *mut *const c_char) -> CUresult| {
-        let mut text = std::ptr::null();
-        // SAFETY: it stores a pointer to a string that lives for ever, or null.
-        unsafe { ask(result, &mut text) };
-        // SAFETY: the same.
-        (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
-    };
-    let name = text(sys::cuGetErrorName).unwrap_or_else(|| format!("error {}", result as u32));
-    let words = text(sys::cuGetErrorString).unwrap_or_default();
-    let reason = format!("{name}: {words}");
-    Err(if is_final(result) { OpError::device(op, reason) } else { OpError::driver(op, reason) })
-}
-
-/// Whether everything from now on will fail. All but the first few are found some time after what caused them.
-fn is_final(result: CUresult) -> bool {
-    use CUresult::*;
-    matches!(
-        result,
-        CUDA_ERROR_DEINITIALIZED
-            | CUDA_ERROR_CONTEXT_IS_DESTROYED
-            | CUDA_ERROR_MPS_CLIENT_TERMINATED
-            | CUDA_ERROR_ECC_UNCORRECTABLE
-            | CUDA_ERROR_NVLINK_UNCORRECTABLE
-            | CUDA_ERROR_CONTAINED
-            | CUDA_ERROR_ILLEGAL_ADDRESS
-            | CUDA_ERROR_LAUNCH_TIMEOUT
-            | CUDA_ERROR_ASSERT
-            | CUDA_ERROR_HARDWARE_STACK_ERROR
-            | CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | CUDA_ERROR_MISALIGNED_ADDRESS
-            | CUDA_ERROR_INVALID_ADDRESS_SPACE
-            | CUDA_ERROR_INVALID_PC
-            | CUDA_ERROR_LAUNCH_FAILED
-            | CUDA_ERROR_TENSOR_MEMORY_LEAK
-            | CUDA_ERROR_EXTERNAL_DEVICE
-            | CUDA_ERROR_UNKNOWN
-    )
+/// A stream that does not wait for work outside of any, as some libraries may have. It stays as long as the process.
+fn stream() -> Result<CUstream, OpError> {
+    let mut stream = std::ptr::null_mut();
+    let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+    // SAFETY: the context is current.
+    check(OPEN, unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
+    Ok(stream)
 }
 
 impl Driver for Nvidia {
@@ -250,17 +196,23 @@ impl Driver for Nvidia {
 
     unsafe fn free(&self, ptr: DevicePtr) {
         const OP: &str = "free";
-        // SAFETY: allocated by `allocate`, freed once, as the caller vouches; the driver waits for what uses it.
-        let freed = self.enter(OP).and_then(|()| check(OP, unsafe { sys::cuMemFree_v2(ptr.0) }));
+        // The driver may wait for what uses it, or may not.
+        let waited = self.enter(OP).and_then(|()| {
+            // SAFETY: both streams live as long as the process.
+            check(OP, unsafe { sys::cuStreamSynchronize(self.uploads) })?;
+            self.synchronize(OP)
+        });
+        // SAFETY: allocated by `allocate` and freed once, as the caller vouches.
+        let freed = check(OP, unsafe { sys::cuMemFree_v2(ptr.0) });
         // Where the device has failed, the process ends and its memory with it; the failure itself was reported.
-        drop(freed);
+        drop(waited.and(freed));
     }
 
     unsafe fn upload(&self, to: DevicePtr, from: &[u8]) -> Result<(), OpError> {
         const OP: &str = "upload";
         self.enter(OP)?;
-        // SAFETY: there is room, as the caller vouches. From pageable memory the driver copies before it returns.
-        check(OP, unsafe { sys::cuMemcpyHtoDAsync_v2(to.0, from.as_ptr().cast(), from.len(), self.stream) })
+        // SAFETY: there is room, as the caller vouches.
+        unsafe { self.staging.lock().expect(LOCKED).upload(OP, to, from, self.stream) }
     }
 
     unsafe fn download(&self, from: DevicePtr, to: &mut [u8]) -> Result<(), OpError> {
@@ -368,6 +320,73 @@ impl Driver for Nvidia {
             products
                 .tune(op, product, Operands { input, weight, out, to }, |run| stopwatch.time(op, flush, run))
         }
+        .map_err(|error| self.blame(error))
+    }
+
+    fn pin(&self, bytes: usize) -> Result<NonNull<u8>, OpError> {
+        const OP: &str = "pin";
+        self.enter(OP)?;
+        staging::pin(OP, bytes)
+    }
+
+    unsafe fn unpin(&self, memory: NonNull<u8>) {
+        const OP: &str = "unpin";
+        // SAFETY: from `pin`, and nothing is under way, as the caller vouches.
+        let freed =
+            self.enter(OP).and_then(|()| check(OP, unsafe { sys::cuMemFreeHost(memory.as_ptr().cast()) }));
+        // Where the device has failed, the process ends and its memory with it; the failure itself was reported.
+        drop(freed);
+    }
+
+    fn create_mark(&self) -> Result<Mark, OpError> {
+        const OP: &str = "create event";
+        self.enter(OP)?;
+        Event::new(OP).map(Event::into_mark)
+    }
+
+    unsafe fn destroy_mark(&self, mark: Mark) {
+        if self.enter("destroy event").is_ok() {
+            // SAFETY: from `create_mark`, and it goes once, as the caller vouches.
+            drop(ManuallyDrop::into_inner(unsafe { Event::of_mark(mark) }));
+        }
+    }
+
+    fn put(&self, mark: Mark, queue: Queue) -> Result<(), OpError> {
+        const OP: &str = "record event";
+        self.enter(OP)?;
+        let stream = match queue {
+            Queue::Work => self.stream,
+            Queue::Uploads => self.uploads,
+        };
+        // SAFETY: from `create_mark`; who has it has not destroyed it.
+        unsafe { Event::of_mark(mark) }.record(OP, stream)
+    }
+
+    fn wait(&self, op: &'static str, mark: Mark) -> Result<(), OpError> {
+        self.enter(op)?;
+        // SAFETY: from `create_mark`; who has it has not destroyed it.
+        unsafe { Event::of_mark(mark) }.wait(op)
+    }
+
+    fn uploads_follow_work(&self) -> Result<(), OpError> {
+        const OP: &str = "upload";
+        self.enter(OP)?;
+        self.work.record(OP, self.stream)?;
+        self.work.hold_back(OP, self.uploads)
+    }
+
+    unsafe fn upload_rows(&self, rows: &Rows) -> Result<(), OpError> {
+        const OP: &str = "upload";
+        self.enter(OP)?;
+        // SAFETY: both sides have room for it, as the caller vouches.
+        unsafe { staging::upload_rows(OP, rows, self.uploads) }
+    }
+
+    unsafe fn download_later(&self, from: DevicePtr, to: NonNull<u8>, bytes: usize) -> Result<(), OpError> {
+        const OP: &str = "download";
+        self.enter(OP)?;
+        // SAFETY: both sides have as many bytes, as the caller vouches.
+        check(OP, unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_ptr().cast(), from.0, bytes, self.stream) })
     }
 
     fn begin_capture(&self) -> Result<(), OpError> {

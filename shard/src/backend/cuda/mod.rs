@@ -1,11 +1,18 @@
 //! The operations on NVIDIA GPUs: tensors become slices of the device's memory, and the kernels do the work.
 
+mod sampling;
+
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
-use kernels::cuda::{self, Buffer, Element, Gpu, HostElement, OwnedMatrix, Slice, SliceMut, Values};
+use kernels::cuda::{
+    self, Buffer, Element, Gpu, HostElement, OwnedMatrix, Slice, SliceMut, Uploader, Values,
+};
 use kernels::{Activation, DType, Gating, OpError};
+
+pub(super) use sampling::DeviceSampling;
+pub(super) use sampling::{choose, row_logprobs, sampling_state};
 
 use super::tensor::{Storage, element_count, rows_of};
 use super::{
@@ -15,6 +22,10 @@ use super::{
 };
 use crate::weights::Weight;
 
+/// Pinned memory that weights come through: enough for several copies to be under way while the next chunk is filled.
+const UPLOAD_CHUNK_BYTES: usize = 8 << 20;
+const UPLOAD_CHUNKS: usize = 4;
+
 /// A GPU, and the types that a model on it computes with.
 #[derive(Debug)]
 pub struct Cuda {
@@ -23,6 +34,8 @@ pub struct Cuda {
     dtype: DType,
     /// Of keys and values.
     cache: Element,
+    /// What weights come through while they are loaded.
+    uploads: Mutex<Option<Uploader>>,
     /// Between the two products of an adapter. Locked by the one thread that launches, so nobody waits.
     inner: Mutex<Buffer>,
 }
@@ -33,7 +46,7 @@ impl Cuda {
     /// Errors when the GPU has failed.
     pub fn new(gpu: Arc<Gpu>, dtype: DType, cache: Element) -> Result<Self, OpError> {
         let inner = Mutex::new(gpu.buffer(Element::F32, 0)?);
-        Ok(Self { gpu, dtype, cache, inner })
+        Ok(Self { gpu, dtype, cache, uploads: Mutex::default(), inner })
     }
 
     /// The GPU.
@@ -166,31 +179,29 @@ pub(super) fn upload(device: &Cuda, elements: Vec<f32>, width: usize) -> Result<
     Ok(Tensor { storage, rows, width })
 }
 
-/// Rows are converted to the model's type, and begin at multiples of 16 bytes.
+/// Rows are converted to the model's type, and begin at multiples of 16 bytes. They are on their way when this returns:
+/// [`settle`] waits for them.
 pub(super) fn place(device: &Cuda, weight: Weight) -> Result<Matrix, OpError> {
-    fn rows<T: HostElement>(
-        device: &Cuda,
-        weight: &kernels::Matrix<'_>,
-        stride: usize,
-        from_f32: fn(f32) -> T,
-    ) -> Result<Buffer, OpError> {
-        let mut elements = vec![T::default(); weight.rows() * stride];
-        for (row, elements) in elements.chunks_exact_mut(stride.max(1)).enumerate() {
-            for (col, element) in elements[..weight.cols()].iter_mut().enumerate() {
-                *element = from_f32(weight.element(row, col));
-            }
-        }
-        device.gpu.upload(&elements)
-    }
-    let matrix = weight.matrix();
-    let stride = OwnedMatrix::stride_of(device.dtype.into(), matrix.cols());
-    let buffer = match device.dtype {
-        DType::F32 => rows(device, &matrix, stride, |element| element),
-        DType::F16 => rows(device, &matrix, stride, f16::from_f32),
-        DType::BF16 => rows(device, &matrix, stride, bf16::from_f32),
-    }?;
+    let (matrix, element) = (weight.matrix(), device.dtype.into());
     let (rows, cols) = (matrix.rows(), matrix.cols());
+    let stride = OwnedMatrix::stride_of(element, cols);
+    let mut buffer = device.gpu.buffer(element, element_count(rows, stride)?)?;
+    if stride > cols {
+        buffer.fill(0)?;
+    }
+    let mut uploads = device.uploads.lock().expect("no thread panics while it holds the lock");
+    let uploader = match &mut *uploads {
+        Some(uploader) => uploader,
+        none => none.insert(Uploader::new(&device.gpu, UPLOAD_CHUNK_BYTES, UPLOAD_CHUNKS)?),
+    };
+    uploader.rows(&mut buffer, 0, stride, matrix)?;
     Ok(Matrix(MatrixStorage::Device(OwnedMatrix { buffer: Arc::new(buffer), rows, cols, stride })))
+}
+
+/// Waits for the weights, and gives the memory back that they came through.
+pub(super) fn settle(device: &Cuda) -> Result<(), OpError> {
+    let uploads = device.uploads.lock().expect("no thread panics while it holds the lock").take();
+    uploads.map_or(Ok(()), |mut uploads| uploads.finish())
 }
 
 pub(super) fn expert_set(device: &Cuda, experts: Vec<Expert>) -> Result<ExpertSet, OpError> {
@@ -439,6 +450,26 @@ pub(super) fn scale_rows(device: &Cuda, x: &mut Tensor, gate: &Tensor) -> Result
 
 pub(super) fn add(device: &Cuda, x: &mut Tensor, delta: &Tensor) -> Result<(), OpError> {
     cuda::add(&device.gpu, x.device_mut(), delta.device())
+}
+
+pub(super) fn enter_stream(device: &Cuda, x: &mut Tensor, stream: &mut Tensor) -> Result<(), OpError> {
+    if device.dtype == DType::F32 {
+        std::mem::swap(x, stream);
+        return Ok(());
+    }
+    cuda::convert(&device.gpu, x.device(), stream.device_mut())
+}
+
+pub(super) fn from_stream<'a>(
+    device: &Cuda,
+    stream: &'a Tensor,
+    x: &'a mut Tensor,
+) -> Result<&'a Tensor, OpError> {
+    if device.dtype == DType::F32 {
+        return Ok(stream);
+    }
+    cuda::convert(&device.gpu, stream.device(), x.device_mut())?;
+    Ok(x)
 }
 
 pub(super) fn clamp(device: &Cuda, x: &mut Tensor, limit: f32) -> Result<(), OpError> {
