@@ -54,6 +54,8 @@ macro_rules! families {
 }
 
 families!(
+    probe,
+    probe_hopper,
     norm,
     embedding,
     pointwise,
@@ -68,9 +70,7 @@ families!(
     logprobs,
     attention,
     route,
-    experts,
-    probe,
-    probe_hopper,
+    experts
 );
 
 #[test]
