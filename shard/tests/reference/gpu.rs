@@ -9,7 +9,7 @@ use kernels::cuda::Gpu;
 use shard::backend::{Cuda, Device};
 use shard::collective::Ranks;
 
-use crate::fixture::{Bounds, Prompt, adapters, compare, directories, name_of, prompts, report};
+use crate::fixture::{Bounds, Prompt, adapters, compare, directories, name_of, prompts, report, root};
 use crate::steps::Runner;
 
 /// Every GPU there is, by name.
@@ -46,8 +46,7 @@ const ASTRAY: f64 = 1.0;
 const STRAYS: f64 = 0.3;
 
 fn rounding() -> Rounding {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../integration-tests/fixtures/rounding.json");
-    let contents = std::fs::read(path).expect("the table is part of the repository");
+    let contents = std::fs::read(root().join("rounding.json")).expect("the table is part of the repository");
     serde_json::from_slice(&contents).expect("rounding.json has the documented form")
 }
 
