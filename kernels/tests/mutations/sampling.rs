@@ -242,13 +242,6 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     Mutation {
         family: "sampling",
         file: "include/sampling.cuh",
-        what: "zeros differ",
-        text: "__float_as_uint(value + 0.0f)",
-        replacement: "__float_as_uint(value)",
-    },
-    Mutation {
-        family: "sampling",
-        file: "include/sampling.cuh",
         what: "of equals the last is the best",
         text: "<< 32 | ~id;",
         replacement: "<< 32 | id;",
