@@ -3,6 +3,7 @@
 #![cfg(feature = "emulation")]
 
 mod captures;
+mod comm;
 mod transfers;
 
 use std::collections::BTreeSet;
@@ -53,7 +54,7 @@ macro_rules! families {
 
 families!(
     norm, embedding, pointwise, rope, multiply, linear, gemm, graph, transfer, lora, sampling, logprobs,
-    attention, route, experts
+    attention, route, experts, all_reduce
 );
 
 #[test]

@@ -7,6 +7,7 @@
 //!
 //! An argument chooses the families whose names contain it.
 
+mod all_reduce;
 mod attention;
 mod child;
 mod embedding;
@@ -36,8 +37,14 @@ pub(crate) struct Mutation {
     pub(crate) replacement: &'static str,
 }
 
-const TABLES: &[&[Mutation]] =
-    &[norm::MUTATIONS, embedding::MUTATIONS, pointwise::MUTATIONS, rope::MUTATIONS, attention::MUTATIONS];
+const TABLES: &[&[Mutation]] = &[
+    norm::MUTATIONS,
+    embedding::MUTATIONS,
+    pointwise::MUTATIONS,
+    rope::MUTATIONS,
+    attention::MUTATIONS,
+    all_reduce::MUTATIONS,
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
