@@ -303,7 +303,7 @@ impl<T> Drop for Download<T> {
 
 /// Memory of this process that the device reads and writes by itself.
 #[derive(Debug)]
-struct Pinned {
+pub(super) struct Pinned {
     gpu: Arc<Gpu>,
     ptr: NonNull<u8>,
 }
@@ -314,9 +314,14 @@ unsafe impl Send for Pinned {}
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self, OpError> {
+    pub(super) fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self, OpError> {
         gpu.outside_capture("pin")?;
         Ok(Self { gpu: gpu.clone(), ptr: gpu.driver().pin(bytes.max(1))? })
+    }
+
+    /// At a multiple of a page's size.
+    pub(super) fn ptr(&self) -> NonNull<u8> {
+        self.ptr
     }
 
     /// # Safety

@@ -7,6 +7,7 @@
 //!
 //! An argument chooses the families whose names contain it.
 
+mod all_reduce;
 mod attention;
 mod child;
 mod embedding;
@@ -56,6 +57,7 @@ const TABLES: &[&[Mutation]] = &[
     experts::MUTATIONS,
     sampling::MUTATIONS,
     logprobs::MUTATIONS,
+    all_reduce::MUTATIONS,
 ];
 
 fn main() -> ExitCode {

@@ -167,6 +167,27 @@ impl Driver for Ledger {
 
     unsafe fn forget(&self, _: Recorded) {}
 
+    fn identity(&self) -> u64 {
+        0
+    }
+
+    unsafe fn export(&self, _: DevicePtr) -> Result<[u8; 64], OpError> {
+        Err(OpError::unsupported("export", "a ledger has no memory"))
+    }
+
+    unsafe fn import(&self, _: &[u8; 64]) -> Result<DevicePtr, OpError> {
+        Err(OpError::unsupported("import", "a ledger has no memory"))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_stream(
+        &self,
+        _: &'static str,
+        _: &mut dyn FnMut(*mut c_void) -> Result<(), OpError>,
+    ) -> Result<(), OpError> {
+        Ok(())
+    }
+
     fn synchronize(&self, _: &'static str) -> Result<(), OpError> {
         Ok(())
     }

@@ -344,6 +344,29 @@ pub(super) trait Driver: Send + Sync + Debug {
     /// It has not been forgotten before.
     unsafe fn forget(&self, recorded: Recorded);
 
+    /// Which device this is, among those of this process.
+    fn identity(&self) -> u64;
+
+    /// What lets another process use this memory.
+    ///
+    /// # Safety
+    /// It comes from `allocate`, and stays allocated while others use it.
+    unsafe fn export(&self, ptr: DevicePtr) -> Result<[u8; 64], OpError>;
+
+    /// The memory of another process, for as long as this one lives. Errors when it cannot be reached.
+    ///
+    /// # Safety
+    /// The handle comes from `export` in another process, which keeps the memory.
+    unsafe fn import(&self, handle: &[u8; 64]) -> Result<DevicePtr, OpError>;
+
+    /// Has a library start something on the stream of work, in whose context this thread is then.
+    #[cfg(feature = "cuda")]
+    fn on_stream(
+        &self,
+        op: &'static str,
+        run: &mut dyn FnMut(*mut c_void) -> Result<(), OpError>,
+    ) -> Result<(), OpError>;
+
     /// Waits until all work is done; the errors of what ran come here at the latest.
     fn synchronize(&self, op: &'static str) -> Result<(), OpError>;
 }
