@@ -166,6 +166,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
         },
         &ranks,
     )?;
+    let ranks = ranks.on(&device)?;
     #[cfg(feature = "gpu")]
     check_memory(&blueprint, &config, &device, &ranks)?;
     let tokenizer = Tokenizer::load(&config.model)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kernels::OpError;
 use kernels::collective::{GroupError, LocalGroup};
 #[cfg(feature = "gpu")]
-use kernels::cuda::Comm;
+use kernels::cuda::comm::Comm;
 
 use super::Tensor;
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
+use kernels::collective::LocalGroup;
 use kernels::cuda::{
     self, Buffer, Element, Gpu, HostElement, OwnedMatrix, Piece, Slab, Slice, SliceMut, Uploader, Values,
 };
@@ -17,8 +18,8 @@ pub(super) use sampling::{choose, row_logprobs, sampling_state};
 use super::tensor::{Storage, element_count, rows_of};
 use super::{
     Attention, AttentionRules, AttentionScratch, CopyParts, DeviceMemory, Expert, ExpertScratch, ExpertSet,
-    Experts, Indices, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles, RopeCacheWrite,
-    Routes, Routing, SequenceBuffer, Tensor,
+    Experts, Indices, Link, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles,
+    RopeCacheWrite, Routes, Routing, SequenceBuffer, Tensor,
 };
 use crate::weights::Weight;
 
@@ -158,13 +159,13 @@ const FOREIGN: &str = "what is on a CPU reached an operation of a GPU";
 
 impl Tensor {
     /// The elements, of a tensor of a GPU.
-    fn device(&self) -> Slice<'_> {
+    pub(super) fn device(&self) -> Slice<'_> {
         let Storage::Device(tensor) = &self.storage else { unreachable!("{FOREIGN}") };
         tensor.buffer.slice(0..self.len())
     }
 
     /// The elements, of a tensor of a GPU, to be written.
-    fn device_mut(&mut self) -> SliceMut<'_> {
+    pub(super) fn device_mut(&mut self) -> SliceMut<'_> {
         let length = self.len();
         let Storage::Device(tensor) = &mut self.storage else { unreachable!("{FOREIGN}") };
         tensor.buffer.slice_mut(0..length)
@@ -193,6 +194,12 @@ impl Indices {
         let device = self.device.as_ref().expect(FOREIGN);
         device.buffer.slice(0..device.len)
     }
+}
+
+pub(super) fn link(device: &Cuda, group: &Arc<LocalGroup>) -> Result<Link, OpError> {
+    let comm = cuda::comm::connect(&device.gpu, group)?;
+    tracing::info!(by = comm.description(), "GPUs are connected");
+    Ok(Link::Device(comm))
 }
 
 pub(super) fn zeros(device: &Cuda, rows: usize, width: usize) -> Result<Tensor, OpError> {
