@@ -150,6 +150,11 @@ impl Gpu {
         unsafe { self.driver.launch(op, kernel, grid, bytes, size_of::<P>()) }
     }
 
+    /// Loads kernels before they are needed: to load one may wait for the device.
+    pub(super) fn load<P: Params>(&self, op: &'static str, kernels: &[Kernel]) -> Result<(), OpError> {
+        kernels.iter().try_for_each(|kernel| self.driver.load(op, *kernel, size_of::<P>()))
+    }
+
     /// The kernel of a family for elements of this type, of those for f32, f16 and bf16.
     pub(super) fn pick(op: &'static str, element: Element, kernels: [Kernel; 3]) -> Result<Kernel, OpError> {
         element.pick(kernels).ok_or_else(|| wrong_element(op, element))

@@ -364,7 +364,8 @@ mod tests {
             Ok(library) => {
                 assert!(library.version() >= VERSION_MIN);
                 let error = library.check("all_reduce", 4).expect_err("an error");
-                assert_eq!(error.to_string(), "all_reduce: NCCL: invalid argument");
+                let text = error.to_string();
+                assert!(text.starts_with("all_reduce: NCCL: invalid argument"), "{text}");
             }
             Err(error) => {
                 assert_eq!(error.to_string(), "connect ranks: NCCL is not on this machine (libnccl.so.2)");

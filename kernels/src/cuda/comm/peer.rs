@@ -170,6 +170,9 @@ impl Peer {
         let mut round = gpu.buffer(Element::U32, 2)?;
         memory.fill(0)?;
         round.fill(0)?;
+        // Where ranks share a device, one that waits for it to load a kernel would wait for one that waits for it.
+        gpu.load::<AllReduceParams>(CONNECT, &REDUCE)?;
+        gpu.load::<AllGatherParams>(CONNECT, &GATHER)?;
         // Before anybody gets to know of it.
         gpu.synchronize()?;
         let ours = offer(gpu, &memory);

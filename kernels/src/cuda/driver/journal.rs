@@ -193,6 +193,10 @@ impl<D: Driver> Driver for Journaled<D> {
         self.start("fill", Work::Bytes(bytes), |driver| unsafe { driver.fill(to, byte, bytes) })
     }
 
+    fn load(&self, op: &'static str, kernel: Kernel, size: usize) -> Result<(), OpError> {
+        self.ask(|driver| driver.load(op, kernel, size))
+    }
+
     unsafe fn launch(
         &self,
         op: &'static str,

@@ -97,6 +97,10 @@ impl Driver for Ledger {
         Ok(())
     }
 
+    fn load(&self, _: &'static str, _: Kernel, _: usize) -> Result<(), OpError> {
+        Ok(())
+    }
+
     unsafe fn launch(
         &self,
         _: &'static str,

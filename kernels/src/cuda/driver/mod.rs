@@ -239,6 +239,9 @@ pub(super) trait Driver: Send + Sync + Debug {
     /// `to` has as many bytes.
     unsafe fn fill(&self, to: DevicePtr, byte: u8, bytes: usize) -> Result<(), OpError>;
 
+    /// Loads a kernel, whose only parameter has `size` bytes, before it is needed.
+    fn load(&self, op: &'static str, kernel: Kernel, size: usize) -> Result<(), OpError>;
+
     /// Runs a kernel, whose only parameter is a struct of `size` bytes at `params`.
     ///
     /// # Safety

@@ -163,6 +163,10 @@ impl Driver for Emulated {
         unsafe { self.start(Command::Fill { to, byte, bytes }) }
     }
 
+    fn load(&self, op: &'static str, kernel: Kernel, size: usize) -> Result<(), OpError> {
+        command::check_size(op, kernel, size)
+    }
+
     unsafe fn launch(
         &self,
         op: &'static str,

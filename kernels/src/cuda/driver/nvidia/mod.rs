@@ -242,6 +242,11 @@ impl Driver for Nvidia {
         check(OP, unsafe { sys::cuMemsetD8Async(to.0, byte, bytes, self.stream) })
     }
 
+    fn load(&self, op: &'static str, kernel: Kernel, size: usize) -> Result<(), OpError> {
+        self.enter(op)?;
+        self.function(op, kernel, 0, size).map(drop)
+    }
+
     unsafe fn launch(
         &self,
         op: &'static str,
