@@ -301,7 +301,7 @@ struct Multiprocessor {
     char* stacks = nullptr;
     void* fault_stack = nullptr;  // signal handlers run here, because the fault may be a full fiber stack
     stack_t former_fault_stack{};
-    uint64_t switches = 0, accesses = 0, conflicts = 0;
+    uint64_t switches = 0, accesses = 0, conflicts = 0, pauses = 0;
 
     // Asynchronous copies that complete on an mbarrier, and what the barrier's users know of each other's accesses.
     std::vector<Copy> bulk;
@@ -756,7 +756,11 @@ namespace emu {
 const Coordinates& here() { return machine->current->at; }
 unsigned block_size() { return machine->count; }
 unsigned live_lanes() { return machine->warps[machine->current->number / 32].live; }
-void pause() { machine->yield(); }
+void pause() {
+    machine->yield();
+    // What it waits for may be up to another thread of the host, which may be waiting for this core.
+    if (++machine->pauses % 16 == 0) std::this_thread::yield();
+}
 bool enlist(const char* name, Invoke invoke, size_t parameter_size) {
     // A library that is loaded later replaces kernels of the same names.
     return kernel_table().insert_or_assign(name, Kernel{invoke, parameter_size}).second;

@@ -14,6 +14,7 @@ use crate::backend::{CacheDType, DeviceChoice};
 use crate::engine::warmup::MemoryShare;
 use crate::model::{LoadOptions, RopeOverride, WeightOrigin};
 use crate::sampling::penalties::Watermark;
+use crate::weights::Elements;
 
 /// Most shards of a model.
 pub const SHARDS_MAX: usize = GroupSpec::WORLD_MAX;
@@ -31,7 +32,51 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Loads a model and serves it
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
+    /// Prints how much of a GPU's memory a model takes, as JSON
+    Plan(PlanArgs),
+}
+
+/// What was typed after `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Directory of the checkpoint
+    pub model_id: PathBuf,
+    /// Number of shards
+    #[arg(long, default_value_t = 1)]
+    pub world_size: usize,
+    /// float16, bfloat16 or float32; what config.json says, if absent
+    #[arg(long)]
+    pub dtype: Option<String>,
+    /// fp8_e4m3fn or fp8_e5m2; the model's type, if absent
+    #[arg(long)]
+    pub kv_cache_dtype: Option<String>,
+    /// auto, or dummy: weights in the shapes that config.json describes
+    #[arg(long, default_value = "auto")]
+    pub load_format: String,
+    /// Tokens of the largest prefill
+    #[arg(long, default_value_t = 4096)]
+    pub max_batch_prefill_tokens: usize,
+    /// Requests that are answered at once
+    #[arg(long, default_value_t = 128)]
+    pub max_concurrent_requests: usize,
+}
+
+impl PlanArgs {
+    /// Element type of the cache, if not the model's.
+    pub fn cache(&self) -> Result<Option<CacheDType>, ConfigError> {
+        self.kv_cache_dtype.as_deref().map(cache_dtype).transpose()
+    }
+
+    /// What of the weights there is to plan with.
+    pub fn load(&self) -> Result<LoadOptions, ConfigError> {
+        let dtype = self.dtype.as_deref().map(dtype).transpose()?;
+        let weights = match self.load_format.as_str() {
+            "dummy" => WeightOrigin::Random(DUMMY_SEED),
+            _ => WeightOrigin::Directory,
+        };
+        Ok(LoadOptions { dtype, weights, elements: Elements::Absent })
+    }
 }
 
 /// What was typed after `serve`, and the variables that go with it.
@@ -296,7 +341,8 @@ fn load_options(args: &ServeArgs) -> Result<LoadOptions, ConfigError> {
             return Err(ConfigError::Unsupported(format!("--load-format {other} (served: auto, dummy)")));
         }
     };
-    Ok(LoadOptions { dtype: args.dtype.as_deref().map(dtype).transpose()?, weights })
+    let dtype = args.dtype.as_deref().map(dtype).transpose()?;
+    Ok(LoadOptions { dtype, weights, elements: Elements::Loaded })
 }
 
 /// The seed of made-up weights: the same ones at every start.
@@ -402,8 +448,8 @@ mod tests {
 
     fn config(flags: &[&str]) -> Result<Config, ConfigError> {
         let arguments = ["text-generation-shard", "serve", "/"].iter().chain(flags);
-        let Command::Serve(args) = Cli::try_parse_from(arguments).unwrap().command;
-        args.try_into()
+        let Command::Serve(args) = Cli::try_parse_from(arguments).unwrap().command else { panic!("serve") };
+        (*args).try_into()
     }
 
     #[test]
@@ -471,8 +517,8 @@ mod tests {
     #[test]
     fn a_model_that_is_not_there_is_named() {
         let arguments = ["text-generation-shard", "serve", "/no/model"];
-        let Command::Serve(args) = Cli::try_parse_from(arguments).unwrap().command;
-        let error = Config::try_from(args).unwrap_err();
+        let Command::Serve(args) = Cli::try_parse_from(arguments).unwrap().command else { panic!("serve") };
+        let error = Config::try_from(*args).unwrap_err();
         assert_eq!(error.to_string(), "model directory `/no/model` does not exist");
     }
 }

@@ -2,7 +2,7 @@
 //! the two field by field.
 
 use super::{
-    attention, embedding, experts, gemm, gemv, logprobs, lora, norm, pointwise, probe, rope, routing,
+    attention, comm, embedding, experts, gemm, gemv, logprobs, lora, norm, pointwise, probe, rope, routing,
     sampling,
 };
 use crate::OpError;
@@ -84,7 +84,7 @@ pub(super) use kernels;
 
 /// Every struct of parameters, by module.
 pub fn layouts() -> Vec<Layout> {
-    vec![
+    let mut layouts = vec![
         attention::AttentionParams::LAYOUT,
         embedding::AddEmbeddingParams::LAYOUT,
         embedding::GatherParams::LAYOUT,
@@ -107,5 +107,7 @@ pub fn layouts() -> Vec<Layout> {
         sampling::RowParams::LAYOUT,
         sampling::SampleParams::LAYOUT,
         routing::RouteParams::LAYOUT,
-    ]
+    ];
+    layouts.extend(comm::layouts());
+    layouts
 }

@@ -1,12 +1,12 @@
 //! Logits to tokens: see [`Sampling`] for the stages.
 //!
-//! Nothing here waits for the device but [`SamplerState::results`].
+//! Nothing here waits for the device but [`SamplerState::results`], and that only for the step it speaks of.
 
 use std::sync::Arc;
 
 use super::driver::DevicePtr;
 use super::params::params;
-use super::{Buffer, Element, Gpu, Grid, Kernel, Slice, SliceMut};
+use super::{Buffer, Download, Element, Gpu, Grid, Kernel, Slice, SliceMut};
 use crate::error::{check_length, check_rows};
 use crate::{OpError, Sampling};
 
@@ -121,7 +121,8 @@ pub struct Sampled {
 
 /// What sampling needs on the device, and where its results are.
 ///
-/// For each step: [`set`](Self::set), [`sample`](Self::sample), [`results`](Self::results).
+/// For each step: [`set`](Self::set), [`sample`](Self::sample), [`results`](Self::results). Who wants to start the next step
+/// before it looks at the results of this one calls [`fetch`](Self::fetch) before it does.
 #[derive(Debug)]
 pub struct SamplerState {
     gpu: Arc<Gpu>,
@@ -141,6 +142,9 @@ pub struct SamplerState {
     results: Buffer,
     chosen: Buffer,
     step: Step,
+    /// Results that were sent for, and of each row whether it wants alternatives.
+    download: Download<u32>,
+    fetched: Option<Vec<bool>>,
 }
 
 /// What is known of a step before it runs.
@@ -181,6 +185,7 @@ impl SamplerState {
             });
         }
         let words = |len| gpu.buffer(Element::U32, len);
+        let results = rows_max * (RESULT_WORDS + 2 * LISTED_MAX);
         Ok(Self {
             gpu: gpu.clone(),
             vocabulary,
@@ -191,9 +196,11 @@ impl SamplerState {
             uploaded: words(rows_max * size_of::<RowParams>() / 4)?,
             prompt: words(0)?,
             chunks: words(rows_max * vocabulary.div_ceil(CHUNK) * CHUNK_WORDS)?,
-            results: words(rows_max * (RESULT_WORDS + 2 * LISTED_MAX))?,
+            results: words(results)?,
             chosen: words(rows_max)?,
             step: Step::default(),
+            download: Download::new(gpu, results)?,
+            fetched: None,
         })
     }
 
@@ -316,22 +323,32 @@ impl SamplerState {
         unsafe { self.gpu.launch(OP, SAMPLE, Grid::linear(rows, threads_of_row(self.vocabulary)), &params) }
     }
 
-    /// The tokens of the rows that were set, in this order, when all work before is done; none where the logits are not
-    /// numbers, or no token is possible.
-    pub fn results(&mut self) -> Result<Vec<Option<Sampled>>, OpError> {
+    /// Sends for the results of the rows that were set, as they are when all work before is done. The next
+    /// [`results`](Self::results) are these, whatever is set and sampled in between.
+    pub fn fetch(&mut self) -> Result<(), OpError> {
         let Step { rows, listing, lists, .. } = &self.step;
         let lists_at = self.rows_max * RESULT_WORDS;
         let end = if *listing == 0 { rows * RESULT_WORDS } else { lists_at + listing * 2 * LISTED_MAX };
-        self.staged.clear();
-        self.staged.resize(end, 0);
-        self.results.read_into(0, &mut self.staged)?;
-        let mut listed = self.staged.get(lists_at..).unwrap_or_default().chunks_exact(2 * LISTED_MAX);
-        let results = self.staged.chunks_exact(RESULT_WORDS).zip(&lists[..*rows]);
-        let of_row = |(result, lists): (&[u32], &bool)| {
-            let list = if *lists { listed.next().unwrap_or_default() } else { &[] };
+        self.download.start(self.results.slice(0..end))?;
+        self.fetched = Some(lists[..*rows].to_vec());
+        Ok(())
+    }
+
+    /// Waits for the results that were sent for, or sends for them. Answers the tokens of the rows, in their order; none
+    /// where the logits are not numbers, or no token is possible.
+    pub fn results(&mut self) -> Result<Vec<Option<Sampled>>, OpError> {
+        if self.fetched.is_none() {
+            self.fetch()?;
+        }
+        let rows = self.fetched.take().unwrap_or_default();
+        let words = self.download.finish()?;
+        let lists = words.get(self.rows_max * RESULT_WORDS..).unwrap_or_default();
+        let mut lists = lists.chunks_exact(2 * LISTED_MAX);
+        let of_row = |(result, wants): (&[u32], bool)| {
+            let list = if wants { lists.next().unwrap_or_default() } else { &[] };
             sampled(result, list)
         };
-        Ok(results.map(of_row).collect())
+        Ok(words.chunks_exact(RESULT_WORDS).zip(rows).map(of_row).collect())
     }
 
     /// The tokens that were chosen from the rows that were set, u32; all ones where there is none.

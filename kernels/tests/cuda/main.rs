@@ -3,6 +3,7 @@
 #![cfg(feature = "emulation")]
 
 mod captures;
+mod comm;
 mod conformity;
 mod faults;
 mod transfers;
@@ -70,7 +71,8 @@ families!(
     logprobs,
     attention,
     route,
-    experts
+    experts,
+    all_reduce
 );
 
 #[test]

@@ -7,18 +7,21 @@
 //!
 //! An argument chooses the families whose names contain it.
 
+mod all_reduce;
 mod attention;
 mod child;
 mod embedding;
 mod experts;
 mod library;
 mod linear;
+mod logprobs;
 mod lora;
 mod norm;
 mod pointwise;
 mod probe;
 mod rope;
 mod route;
+mod sampling;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,6 +55,9 @@ const TABLES: &[&[Mutation]] = &[
     lora::MUTATIONS,
     route::MUTATIONS,
     experts::MUTATIONS,
+    sampling::MUTATIONS,
+    logprobs::MUTATIONS,
+    all_reduce::MUTATIONS,
 ];
 
 fn main() -> ExitCode {

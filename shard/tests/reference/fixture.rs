@@ -62,9 +62,15 @@ impl Top {
     }
 }
 
+/// Where the fixtures are: in the repository that this was built from, or else in that which it is run in.
+pub(crate) fn root() -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../integration-tests/fixtures");
+    if built.exists() { built } else { PathBuf::from("integration-tests/fixtures") }
+}
+
 /// All fixtures, or those that `FIXTURES` names.
 pub(crate) fn directories() -> Vec<PathBuf> {
-    let all = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../integration-tests/fixtures");
+    let all = root();
     let only = std::env::var("FIXTURES").unwrap_or_default();
     let entries = std::fs::read_dir(&all).expect("the fixtures are part of the repository");
     let mut found: Vec<PathBuf> = entries

@@ -9,7 +9,9 @@ use kernels::cuda::Gpu;
 use shard::backend::{Cuda, Device};
 use shard::collective::Ranks;
 
-use crate::fixture::{Bounds, Prompt, adapters, compare, directories, name_of, prompts, report};
+use crate::fixture::{Bounds, Prompt, adapters, compare, directories, name_of, prompts, report, root};
+#[cfg(feature = "emulation")]
+use crate::ranks;
 use crate::steps::Runner;
 
 /// Every GPU there is, by name.
@@ -46,8 +48,7 @@ const ASTRAY: f64 = 1.0;
 const STRAYS: f64 = 0.3;
 
 fn rounding() -> Rounding {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../integration-tests/fixtures/rounding.json");
-    let contents = std::fs::read(path).expect("the table is part of the repository");
+    let contents = std::fs::read(root().join("rounding.json")).expect("the table is part of the repository");
     serde_json::from_slice(&contents).expect("rounding.json has the documented form")
 }
 
@@ -112,6 +113,28 @@ fn adapters_answer_in_float32_as_the_reference_library_does() {
                 compare(&mut runner, &prompts, Some(&adapter), bounds)
             });
             found.insert(case, (worst, bounds));
+        }
+    }
+    report(found);
+}
+
+/// Each rank is a thread with an emulated GPU of its own; what they exchange goes through this process's memory.
+#[cfg(feature = "emulation")]
+#[test]
+fn two_gpus_answer_in_float32_as_the_reference_library_does() {
+    const SPLIT: [&str; 5] = ["qwen2_split", "mixtral_split", "deepseek_v3", "olmo2", "gpt_neox"];
+    let bounds = Bounds::all(0.02, 0.0);
+    let mut found = BTreeMap::new();
+    for directory in directories().into_iter().filter(|path| SPLIT.contains(&name_of(path).as_str())) {
+        let prompts = prompts_for("emulated", "", prompts(&directory));
+        let results = ranks::run(2, |ranks| {
+            let gpu = Gpu::emulated(kernels::cuda::Schedule::Forward);
+            let device = Cuda::new(gpu, DType::F32, DType::F32.into()).expect("the GPU works");
+            let mut runner = Runner::open_on(&directory, Device::Cuda(Arc::new(device)), ranks)?;
+            compare(&mut runner, &prompts, None, bounds)
+        });
+        for (rank, result) in results.into_iter().enumerate() {
+            found.insert(format!("emulated {} {rank}/2", name_of(&directory)), (result, bounds));
         }
     }
     report(found);

@@ -6,6 +6,7 @@
 //!
 //! One file per family, as the operations have. To add a check: a case in its family's file.
 
+mod all_reduce;
 mod attention;
 mod embedding;
 mod experts;
@@ -53,6 +54,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("attention", attention::plain::check_plain),
     ("route", routing::check),
     ("experts", experts::check),
+    ("all_reduce", all_reduce::check),
 ];
 
 /// The types that models compute in.

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use crate::cuda::checks::{Checker, Finding};
 use crate::cuda::{LISTED_MAX, Sampled, SamplerState, SamplingRow};
 use crate::reference::{self, Past};
@@ -31,6 +33,13 @@ impl Trial {
         Sampling { bias: &self.bias, mask: self.mask.as_deref(), ..self.sampling }
     }
 
+    /// Each token of the history, how often it is in the prompt and how often it was generated.
+    fn seen(&self) -> impl Iterator<Item = (u32, [u32; 2])> {
+        let count = |ids: &[u32], id: u32| ids.iter().filter(|seen| **seen == id).count() as u32;
+        let ids: BTreeSet<u32> = self.prompt.iter().chain(&self.generated).copied().collect();
+        ids.into_iter().map(move |id| (id, [count(&self.prompt, id), count(&self.generated, id)]))
+    }
+
     /// What the definition makes of the logits, with every filter a little wider or narrower.
     fn processed(&self, wider: f32) -> Option<Vec<f64>> {
         let of = |mass: f32| if mass < 1.0 { mass * (1.0 + wider) } else { mass };
@@ -50,20 +59,15 @@ impl Trial {
         };
         let kept = |row: &[f64]| row.iter().map(|logit| *logit > f64::NEG_INFINITY).collect::<Vec<bool>>();
         let others = [CLOSE, -CLOSE].map(|wider| self.processed(wider).map(|other| kept(&other)));
-        if others.iter().any(|other| other.as_ref() != Some(&kept(&row))) {
+        if others.iter().any(|other| other.as_ref() != Some(&kept(&row))) || self.cuts_close() {
             return None;
         }
         let expected = reference::choose(&row, &self.sampling);
         if found.token != expected {
-            return self
-                .is_close_race(&row, found.token, expected)
-                .then_some(())
-                .map_or(Some(f64::INFINITY), |()| None);
+            return if self.is_close_race(&row, found.token, expected) { None } else { Some(f64::INFINITY) };
         }
         let logprobs = reference::logprobs(&row);
-        let largest =
-            self.logits.iter().filter(|logit| logit.is_finite()).fold(0.0, |a: f32, b| a.max(b.abs()));
-        let scale = f64::from(largest / self.sampling.temperature).max(1.0);
+        let scale = self.scale();
         let error = |(id, logprob): (u32, f32)| {
             let expected = logprobs[id as usize];
             (f64::from(logprob) - expected).abs() / (ROUNDING * scale.max(expected.abs()))
@@ -74,6 +78,28 @@ impl Trial {
         let all = found.alternatives.iter().copied().chain([(found.token, found.logprob)]);
         // Written so that NaN is the worst of all.
         Some(all.map(error).fold(0.0, |worst, error| if error <= worst { worst } else { error }))
+    }
+
+    /// What roundings are relative to.
+    fn scale(&self) -> f64 {
+        let finite = self.logits.iter().filter(|logit| logit.is_finite());
+        let largest = finite.fold(0.0, |largest: f32, logit| largest.max(logit.abs()));
+        f64::from(largest / self.sampling.temperature).max(1.0)
+    }
+
+    /// Whether the last of the k best differs from the one behind it by a rounding alone, so that it may be its equal.
+    fn cuts_close(&self) -> bool {
+        let k = self.sampling.top_k as usize;
+        let all = Self {
+            sampling: Sampling { top_k: 0, top_p: 1.0, typical_p: 1.0, min_p: 0.0, ..self.sampling },
+            ..self.clone()
+        };
+        let mut row = all.processed(0.0).unwrap_or_default();
+        row.sort_by(|a, b| b.total_cmp(a));
+        let [Some(last), Some(next)] = [k.checked_sub(1), Some(k)].map(|at| row.get(at?)) else {
+            return false;
+        };
+        last != next && last - next <= ROUNDING * self.scale()
     }
 
     /// Whether the alternatives are the definition's, where only such that differ by no more than roundings have changed
@@ -136,7 +162,10 @@ pub(super) fn run(c: &mut Checker, trials: &[Trial]) -> Result<Vec<Option<Sample
     let mut state = SamplerState::new(&gpu, vocabulary, trials.len(), trials.len())?;
     let has_history = |trial: &Trial| !trial.prompt.is_empty();
     for (slot, trial) in (0..).zip(trials).filter(|(_, trial)| has_history(trial)) {
-        state.admit(slot, &trial.prompt)?;
+        match is_restored(slot) {
+            true => state.restore(slot, trial.prompt.len(), trial.seen())?,
+            false => state.admit(slot, &trial.prompt)?,
+        }
     }
     generate(c, trials, &mut state)?;
     let mut logits = vec![f32::NAN; vocabulary];
@@ -153,12 +182,22 @@ pub(super) fn run(c: &mut Checker, trials: &[Trial]) -> Result<Vec<Option<Sample
     let mut logits = gpu.upload(&logits)?;
     state.set(&rows)?;
     state.sample(logits.all_mut())?;
+    state.fetch()?;
+    // What is set next changes nothing about it.
+    state.set(&[])?;
+    state.sample(logits.all_mut())?;
+    state.set(&rows)?;
     let mut chosen = c.unwritten(crate::cuda::Element::U32, trials.len())?;
     chosen.copy_from(state.chosen())?;
     let found = state.results()?;
     let tokens: Vec<u32> = found.iter().map(|one| one.as_ref().map_or(u32::MAX, |one| one.token)).collect();
     c.equal("ids on the device", &chosen.read::<u32>()?, &tokens);
     Ok(found)
+}
+
+/// Every other history comes from the host.
+fn is_restored(slot: u32) -> bool {
+    slot % 2 == 1
 }
 
 /// Has the sampler itself choose what was generated before, so that it is in the histories.
@@ -170,7 +209,7 @@ fn generate(c: &mut Checker, trials: &[Trial], state: &mut SamplerState) -> Resu
         let mut rows = Vec::new();
         let mut expected = Vec::new();
         for (slot, trial) in (0..).zip(trials) {
-            let Some(&token) = trial.generated.get(step) else { continue };
+            let Some(&token) = trial.generated.get(step).filter(|_| !is_restored(slot)) else { continue };
             rows.push(SamplingRow {
                 logits: rows.len() as u32,
                 sampling: Sampling::GREEDY,
