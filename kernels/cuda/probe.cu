@@ -4,7 +4,7 @@
 #include "reduce.cuh"
 
 constexpr unsigned kAll = 0xffffffffu;
-constexpr int kWarpWords = 24, kBitWords = 16, kNumberWords = 12, kFunctions = 7, kFormats = 5;
+constexpr int kWarpWords = 24, kBitWords = 16, kNumberWords = 12, kFunctions = 8, kFormats = 5;
 
 // 32 threads, kWarpWords words for each.
 PROBE(probe_warp) {
@@ -89,7 +89,8 @@ PROBE(probe_numbers) {
         to[9] = __float2uint_rn(a) ^ __float2uint_rz(b) << 16;
         to[10] = __float_as_uint(__saturatef(a));
         const long long both = __double_as_longlong(double(a) * double(b));
-        to[11] = unsigned(both) ^ unsigned(both >> 32);
+        const long long twice = __double_as_longlong(2.0 * __longlong_as_double(both));
+        to[11] = unsigned(twice) ^ unsigned(twice >> 32);
     }
 }
 EXPORT_KERNEL(probe_numbers)
@@ -106,6 +107,7 @@ PROBE(probe_functions) {
         to[4] = logf(fabsf(a));
         to[5] = ptx::exp2_approximate(a);
         to[6] = __expf(a);
+        to[7] = erfcf(0.1f * a);
     }
 }
 EXPORT_KERNEL(probe_functions)
