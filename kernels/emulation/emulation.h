@@ -35,7 +35,7 @@ void emu_schedule(int order, uint64_t seed);
 void emu_workers(unsigned count);
 
 /* Totals since the start: "launches", "blocks", "threads", "switches", "accesses" (checked loads and stores),
- * "matrix_bank_conflicts" (extra shared-memory passes of ldmatrix and stmatrix). */
+ * and, for the launches of this OS thread, "matrix_bank_conflicts" (extra shared-memory passes of ldmatrix, stmatrix). */
 uint64_t emu_counter(const char* name);
 
 #ifdef __cplusplus

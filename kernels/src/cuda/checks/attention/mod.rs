@@ -1,11 +1,14 @@
 //! Attention by each of its kernels, over a cache whose pages are shuffled and whose unused slots are no numbers.
 
+pub(super) mod decode;
 pub(super) mod plain;
+pub(super) mod prefill;
 
 use std::fmt;
 use std::ops::Range;
 
 use super::{Checker, Finding, Floats, rounding};
+use crate::cuda::attention::{attention, attention_within};
 use crate::cuda::{self, AttentionScratch, Buffer, Element, Gpu, Sequences};
 use crate::{AttentionRules, HeadShape, OpError, Sequence, Values, reference};
 
@@ -31,6 +34,14 @@ struct Rules {
     soft_cap: Option<f32>,
     slopes: bool,
     sinks: bool,
+}
+
+const NONE: Rules = Rules { window: None, soft_cap: None, slopes: false, sinks: false };
+const EVERYTHING: Rules = Rules { window: Some(40), soft_cap: Some(2.0), slopes: true, sinks: true };
+
+/// [`cuda::attention`] where blocks have little shared memory.
+fn on_a_small_device(gpu: &Gpu, args: cuda::Attention<'_>) -> Result<(), OpError> {
+    attention_within(gpu, args, 99 << 10)
 }
 
 /// Where the sequences of a pass have their rows and their slots.
@@ -61,6 +72,11 @@ impl Layer {
         Self { heads, kv_heads, head_dim, value_dim: head_dim, in_keys: false, element, cache: element }
     }
 
+    /// Multi-head latent attention, as in DeepSeek V2 and V3.
+    const fn latent(heads: usize, element: Element) -> Self {
+        Self { value_dim: 512, in_keys: true, ..Self::new((heads, 1, 576), element) }
+    }
+
     fn shape(&self) -> HeadShape {
         let Self { heads, kv_heads, head_dim, .. } = *self;
         HeadShape { heads, kv_heads, head_dim }
@@ -68,6 +84,14 @@ impl Layer {
 
     fn scale(&self) -> f32 {
         (self.head_dim as f32).powf(-0.5)
+    }
+}
+
+impl fmt::Display for Inputs {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { layer, rules, batch, .. } = self;
+        let lengths: Vec<_> = batch.sequences.iter().map(|(rows, start, _)| (rows.len(), *start)).collect();
+        write!(formatter, "{layer}{rules}, pages of {}, (rows, start) {lengths:?}", batch.page)
     }
 }
 
@@ -225,24 +249,69 @@ impl Inputs {
 
 /// The whole batch against the definition, and each of its sequences alone: neighbours must not change a bit.
 fn check(c: &mut Checker, operation: Operation, inputs: &Inputs, roundings: f64) -> Result<(), OpError> {
-    let Inputs { layer, rules, batch, .. } = inputs;
-    let lengths: Vec<_> = batch.sequences.iter().map(|(rows, start, _)| (rows.len(), *start)).collect();
-    let case = format!("{layer}{rules}, pages of {}, (rows, start) {lengths:?}", batch.page);
     let mut scratch = AttentionScratch::new(&c.gpu())?;
-    let out = inputs.found(c, operation, &mut scratch, batch, 0)?;
-    close_by_head(c, &case, layer, &out, &inputs.expected(), roundings)?;
-    let together = c.read(&out)?;
-    let width = layer.heads * layer.value_dim;
-    for (index, (rows, start, _)) in batch.sequences.iter().enumerate() {
-        let out = inputs.found(c, operation, &mut scratch, &batch.alone(index), rows.start)?;
+    let together = close(c, operation, &mut scratch, inputs, roundings)?;
+    let width = inputs.layer.heads * inputs.layer.value_dim;
+    for (index, (rows, start, _)) in inputs.batch.sequences.iter().enumerate() {
+        let batch = inputs.batch.alone(index);
+        let out = inputs.found(c, operation, &mut scratch, &batch, rows.start)?;
         let (alone, together) = (c.read(&out)?, &together[rows.start * width..rows.end * width]);
-        c.equal(
-            format!("{case}: {} rows from {start} on, alone", rows.len()),
-            &super::bits(&alone),
-            &super::bits(together),
-        );
+        let case = format!("{inputs}: {} rows from {start} on, alone", rows.len());
+        c.equal(case, &super::bits(&alone), &super::bits(together));
     }
     Ok(())
+}
+
+/// The whole batch against the definition, and without bank conflicts. Answers what was found.
+fn close(
+    c: &mut Checker,
+    operation: Operation,
+    scratch: &mut AttentionScratch,
+    inputs: &Inputs,
+    roundings: f64,
+) -> Result<Vec<f32>, OpError> {
+    let conflicts = bank_conflicts();
+    let out = inputs.found(c, operation, scratch, &inputs.batch, 0)?;
+    c.equal(format!("{inputs}: bank conflicts"), &[bank_conflicts() - conflicts], &[0]);
+    close_by_head(c, &inputs.to_string(), &inputs.layer, &out, &inputs.expected(), roundings)?;
+    c.read(&out)
+}
+
+/// What kernels on tensor cores may be off: weights are rounded to the type before they are multiplied with values.
+const ROUNDINGS: f64 = 4.0;
+
+/// Every head size and type that there are kernels for.
+fn sweep(c: &mut Checker, page: usize, lengths: &[(usize, usize)]) -> Result<(), OpError> {
+    let mut scratch = AttentionScratch::new(&c.gpu())?;
+    for head_dim in [64, 80, 96, 112, 128, 192, 256] {
+        for element in [Element::F16, Element::BF16] {
+            for cache in [element, Element::E4M3, Element::E5M2] {
+                let layer = Layer { cache, ..Layer::new((3, 1, head_dim), element) };
+                let inputs = Inputs::new(c, layer, NONE, page, lengths)?;
+                close(c, attention, &mut scratch, &inputs, ROUNDINGS)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn one(
+    c: &mut Checker,
+    layer: Layer,
+    rules: Rules,
+    page: usize,
+    lengths: &[(usize, usize)],
+) -> Result<(), OpError> {
+    let inputs = Inputs::new(c, layer, rules, page, lengths)?;
+    check(c, attention, &inputs, ROUNDINGS)
+}
+
+/// Passes over shared memory that were only needed because rows were in the same banks. Counted by the emulator alone.
+fn bank_conflicts() -> u64 {
+    #[cfg(feature = "emulation")]
+    return crate::cuda::counter("matrix_bank_conflicts");
+    #[cfg(not(feature = "emulation"))]
+    0
 }
 
 /// Every element must be within so many roundings of the definition's, relative to the root mean square of its row and
