@@ -22,7 +22,7 @@ struct AttentionParams {
     const SequenceRecord* sequences;
     const uint32_t* tables;
     const uint32_t* work;  // what the blocks do, by kernel
-    float* partial;        // results of splits, see attention_decode.cuh
+    float* partial;        // results of splits, see attention_decode.cu
     float2* states;        // what they are relative to
     uint32_t* counters;    // zero between launches
     uint32_t sequence_count;

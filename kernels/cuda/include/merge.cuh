@@ -31,12 +31,24 @@ __device__ __forceinline__ void merge_splits(const AttentionParams& p, const Blo
     const float highest = warp_max(state.x), factor = rescaled(state.x, highest);
     factors[lane] = factor * final_factor(p, block.head(row), highest, warp_sum(state.y * factor));
     __syncwarp();
-    T* to = static_cast<T*>(p.out) + block.at(p, row) * value_dim;
-    for (int i = lane; i < value_dim; i += 32) {
-        float sum = 0.0f;
-        for (int s = block.splits_begin; s < block.splits_end; ++s)
-            sum += factors[s - block.splits_begin] * __ldcg(p.partial + block.partial_at(p, row, s) * value_dim + i);
-        to[i] = from_float<T>(sum);
+    // Of four elements each; all loads of some splits are under way at once.
+    constexpr int vectors = (value_dim / 4 + 31) / 32;
+    float sums[vectors][4] = {};
+#pragma unroll 4
+    for (int s = block.splits_begin; s < block.splits_end; ++s) {
+        const auto* from = reinterpret_cast<const float4*>(p.partial + block.partial_at(p, row, s) * value_dim);
+        const float factor = factors[s - block.splits_begin];
+#pragma unroll
+        for (int i = 0; i < vectors; ++i) {
+            if (value_dim % 128 != 0 && i * 32 + lane >= value_dim / 4) continue;
+            const float4 part = __ldcg(from + i * 32 + lane);
+            sums[i][0] += factor * part.x, sums[i][1] += factor * part.y;
+            sums[i][2] += factor * part.z, sums[i][3] += factor * part.w;
+        }
     }
+    T* to = static_cast<T*>(p.out) + block.at(p, row) * value_dim;
+#pragma unroll
+    for (int i = 0; i < vectors; ++i)
+        if (value_dim % 128 == 0 || i * 32 + lane < value_dim / 4) store(to + (i * 32 + lane) * 4, sums[i]);
     __syncwarp();  // the factors of the next row
 }

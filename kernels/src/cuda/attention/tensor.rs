@@ -87,7 +87,7 @@ fn find(table: &[BySize], size: usize, index: usize) -> Option<Kernel> {
     Some(kernels[index])
 }
 
-/// As `Decode` in `attention_decode.cuh`: the rings of the warps, and the queries.
+/// As `Decode` in `attention_decode.cu`: the rings of the warps, and the queries.
 fn decode(head_dim: usize, cache: Element, index: usize) -> Option<Blocks> {
     let kernel = find(&DECODE, head_dim, index)?;
     let tiles = 4 * 16 * head_dim * cache.size();
@@ -95,14 +95,14 @@ fn decode(head_dim: usize, cache: Element, index: usize) -> Option<Blocks> {
     Some(Blocks { kernel, rows: 16, threads: 128, shared_bytes: stages * tiles + head_dim / 16 * 512 })
 }
 
-/// As `Prefill` in `attention_prefill.cuh`: keys, values and queries.
+/// As `Prefill` in `attention_prefill.cu`: keys, values and queries.
 fn prefill(head_dim: usize, cache: Element, index: usize) -> Option<Blocks> {
     let kernel = find(&PREFILL, head_dim, index)?;
     let rows = if head_dim > 128 { 64 } else { 128 };
     Some(Blocks { kernel, rows, threads: 128, shared_bytes: head_dim * (2 * 64 * cache.size() + 2 * rows) })
 }
 
-/// As `Latent` in `attention_latent.cuh`: the ring of keys, queries and weights.
+/// As `Latent` in `attention_latent.cu`: the ring of keys, queries and weights.
 fn latent(args: &Attention<'_>, index: usize, shared_bytes_max: usize) -> Option<Kernels> {
     const KEYS: usize = 32;
     let ring = 4 * KEYS * LATENT_KEY;

@@ -1,7 +1,9 @@
 use super::super::Checker;
-use super::{EVERYTHING, Inputs, Layer, NONE, ROUNDINGS, Rules, check, on_a_small_device, one, sweep};
+use super::{
+    EVERYTHING, Inputs, Layer, NONE, ROUNDINGS, Rules, check, close_by_head, on_a_small_device, one, sweep,
+};
 use crate::OpError;
-use crate::cuda::Element;
+use crate::cuda::{AttentionScratch, Element, Sequences, attention};
 
 const BF16: Element = Element::BF16;
 
@@ -29,7 +31,35 @@ pub(in super::super) fn check_decode(c: &mut Checker) -> Result<(), OpError> {
     {
         one(c, Layer::new((4, 2, 64), BF16), rules, 16, &SPLITS[..6])?;
     }
+    // Where vectors are not aligned, the kernel for all sizes has to do.
+    one(c, Layer { shift: 1, ..Layer::new((2, 1, 64), BF16) }, NONE, 16, &SHORT[..3])?;
+    replay(c)?;
     latent(c)
+}
+
+/// What was recorded for sequences must do for others with the same bounds.
+fn replay(c: &mut Checker) -> Result<(), OpError> {
+    let (gpu, layer) = (c.gpu(), Layer::new((4, 2, 64), BF16));
+    let inputs = Inputs::new(c, layer, NONE, 16, &[(1, 700), (1, 255), (2, 63)])?;
+    let mut before = inputs.batch.sequences();
+    before.iter_mut().for_each(|sequence| sequence.start -= 1);
+    let (mut sequences, mut scratch) = (Sequences::new(&gpu)?, AttentionScratch::new(&gpu)?);
+    sequences.set(&before, 16)?;
+    let bounds = sequences.bounds().clone();
+    let mut out = c.unwritten(BF16, inputs.query.buffer.len())?;
+    let mut run = |sequences: &Sequences| {
+        attention(&gpu, inputs.arguments(inputs.query.buffer.all(), sequences, &mut scratch, &mut out))
+    };
+    run(&sequences)?;
+    let graph = gpu.capture(|| run(&sequences))?;
+    sequences.set(&inputs.batch.sequences(), 16)?;
+    c.equal("replay: bounds", &[sequences.bounds()], &[&bounds]);
+    for _ in 0..2 {
+        out.fill(0xff)?;
+        graph.replay()?;
+        close_by_head(c, "replay", &layer, &out, &inputs.expected(), ROUNDINGS)?;
+    }
+    Ok(())
 }
 
 /// Splits of 512 keys, and as many heads as make larger blocks worth while.

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::{Checker, Finding, Floats, rounding};
 use crate::cuda::attention::{attention, attention_within};
-use crate::cuda::{self, AttentionScratch, Buffer, Element, Gpu, Sequences};
+use crate::cuda::{self, AttentionScratch, Buffer, Element, Gpu, Sequences, Slice};
 use crate::{AttentionRules, HeadShape, OpError, Sequence, Values, reference};
 
 /// An attention operation on the device.
@@ -25,6 +25,8 @@ struct Layer {
     in_keys: bool,
     element: Element,
     cache: Element,
+    /// Elements before those of the cache, so that it begins in the middle of a vector.
+    shift: usize,
 }
 
 /// Which rules hold.
@@ -69,7 +71,16 @@ struct Inputs {
 impl Layer {
     /// Values as long as keys, in a cache of their own.
     const fn new((heads, kv_heads, head_dim): (usize, usize, usize), element: Element) -> Self {
-        Self { heads, kv_heads, head_dim, value_dim: head_dim, in_keys: false, element, cache: element }
+        Self {
+            heads,
+            kv_heads,
+            head_dim,
+            value_dim: head_dim,
+            in_keys: false,
+            element,
+            cache: element,
+            shift: 0,
+        }
     }
 
     /// Multi-head latent attention, as in DeepSeek V2 and V3.
@@ -97,10 +108,11 @@ impl fmt::Display for Inputs {
 
 impl fmt::Display for Layer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { heads, kv_heads, head_dim, value_dim, in_keys, element, cache } = self;
+        let Self { heads, kv_heads, head_dim, value_dim, in_keys, element, cache, shift } = self;
         let values = if *in_keys { "in the keys" } else { "of their own" };
         write!(formatter, "{element:?} over {cache:?}, {heads} heads over {kv_heads} of {head_dim}, ")?;
-        write!(formatter, "values of {value_dim} {values}")
+        write!(formatter, "values of {value_dim} {values}")?;
+        if *shift > 0 { write!(formatter, ", {shift} elements behind an aligned address") } else { Ok(()) }
     }
 }
 
@@ -145,13 +157,14 @@ impl Batch {
         all.map(|(rows, start, slots)| Sequence { rows: rows.clone(), start: *start, slots }).collect()
     }
 
-    /// Random vectors in the slots that some row sees; no numbers in the others.
+    /// Random vectors in the slots that some row sees; no numbers in the others, and `before` all of them.
     fn cache(
         &self,
         c: &mut Checker,
         element: Element,
         width: usize,
         window: Option<usize>,
+        before: usize,
     ) -> Result<Floats, OpError> {
         let mut cache = vec![f32::NAN; self.cache_slots * width];
         for (rows, start, slots) in &self.sequences {
@@ -160,7 +173,7 @@ impl Batch {
                 cache[slot as usize * width..][..width].copy_from_slice(&c.random().numbers(width));
             }
         }
-        c.given(element, &cache)
+        c.placed(element, before, &cache, 0)
     }
 }
 
@@ -172,15 +185,15 @@ impl Inputs {
         page: usize,
         lengths: &[(usize, usize)],
     ) -> Result<Self, OpError> {
-        let Layer { heads, kv_heads, head_dim, value_dim, in_keys, element, cache } = layer;
+        let Layer { heads, kv_heads, head_dim, value_dim, in_keys, element, cache, shift } = layer;
         let batch = Batch::new(c, page, lengths);
         let query: Vec<f32> =
             c.random().numbers(batch.tokens * heads * head_dim).iter().map(|x| x * 4.0).collect();
         let query = c.given(element, &query)?;
-        let keys = batch.cache(c, cache, kv_heads * head_dim, rules.window)?;
+        let keys = batch.cache(c, cache, kv_heads * head_dim, rules.window, shift)?;
         let values = match in_keys {
             true => None,
-            false => Some(batch.cache(c, cache, kv_heads * value_dim, rules.window)?),
+            false => Some(batch.cache(c, cache, kv_heads * value_dim, rules.window, shift)?),
         };
         let slopes = rules.slopes.then(|| c.floats(Element::F32, heads)).transpose()?;
         let sinks = rules.sinks.then(|| c.floats(Element::F32, heads)).transpose()?;
@@ -222,9 +235,22 @@ impl Inputs {
         sequences.set(&batch.sequences(), batch.page)?;
         let mut out = c.unwritten(element, batch.tokens * heads * value_dim)?;
         let width = self.layer.shape().query_width();
-        let args = cuda::Attention {
+        let query = self.query.buffer.slice(first_row * width..(first_row + batch.tokens) * width);
+        operation(&gpu, self.arguments(query, &sequences, scratch, &mut out))?;
+        Ok(out)
+    }
+
+    fn arguments<'a>(
+        &'a self,
+        query: Slice<'a>,
+        sequences: &'a Sequences,
+        scratch: &'a mut AttentionScratch,
+        out: &'a mut Buffer,
+    ) -> cuda::Attention<'a> {
+        let cache = |floats: &'a Floats| floats.buffer.slice(self.layer.shift..floats.buffer.len());
+        cuda::Attention {
             shape: self.layer.shape(),
-            value_dim,
+            value_dim: self.layer.value_dim,
             scale: self.layer.scale(),
             rules: cuda::AttentionRules {
                 window: self.rules.window,
@@ -232,18 +258,16 @@ impl Inputs {
                 slopes: self.slopes.as_ref().map(|slopes| slopes.buffer.all()),
                 sinks: self.sinks.as_ref().map(|sinks| sinks.buffer.all()),
             },
-            query: self.query.buffer.slice(first_row * width..(first_row + batch.tokens) * width),
-            keys: self.keys.buffer.all(),
-            values: match &self.values {
-                Some(values) => cuda::Values::Own(values.buffer.all()),
-                None => cuda::Values::InKeys,
-            },
-            sequences: &sequences,
+            query,
+            keys: cache(&self.keys),
+            values: self
+                .values
+                .as_ref()
+                .map_or(cuda::Values::InKeys, |values| cuda::Values::Own(cache(values))),
+            sequences,
             scratch,
             out: out.all_mut(),
-        };
-        operation(&gpu, args)?;
-        Ok(out)
+        }
     }
 }
 
