@@ -126,11 +126,11 @@ PROBE(probe_round) {
 }
 EXPORT_KERNEL(probe_round)
 
-// Words; what their lower bits stand for in each of four formats.
+// Words; what their lower bits stand for in each of four formats, and their two lowest bytes where they are numbers.
 PROBE(probe_widen) {
     for (uint32_t i = threadIdx.x; i < p.count; i += blockDim.x) {
         const unsigned a = static_cast<const unsigned*>(p.a)[i];
-        float* to = static_cast<float*>(p.out) + 4 * i;
+        float* to = static_cast<float*>(p.out) + 6 * i;
         to[0] = to_float(__ushort_as_half((unsigned short)(a)));
         to[1] = to_float(__ushort_as_bfloat16((unsigned short)(a)));
         __nv_fp8_e4m3 e4m3;
@@ -139,6 +139,9 @@ PROBE(probe_widen) {
         __nv_fp8_e5m2 e5m2;
         e5m2.__x = (unsigned char)(a);
         to[3] = to_float(e5m2);
+        const unsigned pair = ptx::widen_e4m3(a);
+        for (int n = 0; n < 2; ++n)
+            to[4 + n] = (a >> 8 * n & 0x7f) == 0x7f ? 0.0f : to_float(__ushort_as_half((unsigned short)(pair >> 16 * n)));
     }
 }
 EXPORT_KERNEL(probe_widen)

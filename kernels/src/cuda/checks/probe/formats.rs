@@ -76,8 +76,10 @@ fn widening(c: &mut Checker) -> Result<(), OpError> {
     // Every pattern of eight bits, and many of sixteen.
     let patterns: Vec<u32> = (0..256).chain((256..1 << 16).step_by(37)).collect();
     let on_device = c.gpu().upload(&patterns)?;
-    // SAFETY: four words for each.
-    let found = unsafe { words(c, probe("probe_widen", 64, Some(&on_device), None), patterns.len() * 4) }?;
+    // SAFETY: six words for each.
+    let found = unsafe { words(c, probe("probe_widen", 64, Some(&on_device), None), patterns.len() * 6) }?;
+    let number =
+        |bits: u32| Some(E4M3(bits as u8).to_f32()).filter(|number| number.is_finite()).unwrap_or(0.0);
     let expected: Vec<u32> = patterns
         .iter()
         .flat_map(|&pattern| {
@@ -88,6 +90,8 @@ fn widening(c: &mut Checker) -> Result<(), OpError> {
                 bf16::from_bits(pattern as u16).to_f32(),
                 E4M3(pattern as u8).to_f32(),
                 e5m2,
+                number(pattern),
+                number(pattern >> 8),
             ]
         })
         .map(f32::to_bits)
