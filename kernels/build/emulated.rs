@@ -12,12 +12,15 @@ pub(crate) fn build() {
     println!("cargo:rerun-if-changed={EMULATION}");
     println!("cargo:rerun-if-changed={}", sources::FOLDER);
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let shared: Vec<PathBuf> = sources::files(Path::new(EMULATION))
-        .into_iter()
-        .chain(sources::files(&Path::new(sources::FOLDER).join("include")))
-        .collect();
+    let emulation = sources::files(Path::new(EMULATION));
+    let ends = |path: &Path, endings: &[&str]| {
+        path.extension().is_some_and(|ending| endings.iter().any(|&expected| ending == expected))
+    };
+    let headers = emulation.iter().filter(|path| ends(path, &["h", "hpp"])).cloned();
+    let shared: Vec<PathBuf> =
+        headers.chain(sources::files(&Path::new(sources::FOLDER).join("include"))).collect();
     let kernel = compiler(&[
-        // Calls the memory checker of emulation.cpp at every load and store; the sanitizer's library is not linked.
+        // Calls the memory checker of the emulation at every load and store; the sanitizer's library is not linked.
         "-fsanitize=thread",
         // A local array that is too large hits the guard page of a fiber's stack instead of jumping over it.
         "-fstack-clash-protection",
@@ -29,14 +32,12 @@ pub(crate) fn build() {
         Unit { target: out.join(format!("{}.emulated.o", sources::stem(&source))), source, key }
     };
     let mut units: Vec<Unit> = sources::kernels().into_iter().map(unit).collect();
-    units.extend(["emulation.cpp", "faults.cu"].map(|name| unit(Path::new(EMULATION).join(name))));
+    // All but a program of its own, which a test compiles.
+    let sources = emulation.into_iter().filter(|path| ends(path, &["cpp", "cu"]));
+    units.extend(sources.filter(|path| sources::stem(path) != "conformity").map(unit));
     let objects: Vec<PathBuf> = units.iter().map(|unit| unit.target.clone()).collect();
     sources::compile(units, |unit| {
-        let compiler = if unit.source.extension().is_some_and(|extension| extension == "cu") {
-            &kernel
-        } else {
-            &runtime
-        };
+        let compiler = if ends(&unit.source, &["cu"]) { &kernel } else { &runtime };
         run(compiler.to_command().arg("-c").arg(&unit.source).arg("-o").arg(&unit.target))
     });
     // For tests that compile changed kernels, and load them beside the others.

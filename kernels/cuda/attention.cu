@@ -3,9 +3,9 @@
 #include "attention.cuh"
 #include "reduce.cuh"
 
-EXPORT_PARAMS(AttentionParams, query, keys, values, out, slopes, sinks, sequences, tables, work, partial, counters,
-              sequence_count, heads, kv_heads, head_dim, value_dim, value_stride, page_shift, window, eight_bit,
-              partial_rows, scale, soft_cap)
+EXPORT_PARAMS(AttentionParams, query, keys, values, out, slopes, sinks, sequences, tables, work, partial, states,
+              counters, sequence_count, work_count, heads, kv_heads, head_dim, value_dim, value_stride, page_shift, window, scale,
+              soft_cap)
 
 constexpr int kThreads = 128;
 

@@ -4,7 +4,7 @@
 #include "reduce.cuh"
 
 constexpr unsigned kAll = 0xffffffffu;
-constexpr int kWarpWords = 24, kBitWords = 16, kNumberWords = 12, kFunctions = 7, kFormats = 5;
+constexpr int kWarpWords = 24, kBitWords = 16, kNumberWords = 12, kFunctions = 8, kFormats = 5;
 
 // 32 threads, kWarpWords words for each.
 PROBE(probe_warp) {
@@ -89,7 +89,8 @@ PROBE(probe_numbers) {
         to[9] = __float2uint_rn(a) ^ __float2uint_rz(b) << 16;
         to[10] = __float_as_uint(__saturatef(a));
         const long long both = __double_as_longlong(double(a) * double(b));
-        to[11] = unsigned(both) ^ unsigned(both >> 32);
+        const long long twice = __double_as_longlong(2.0 * __longlong_as_double(both));
+        to[11] = unsigned(twice) ^ unsigned(twice >> 32);
     }
 }
 EXPORT_KERNEL(probe_numbers)
@@ -106,6 +107,7 @@ PROBE(probe_functions) {
         to[4] = logf(fabsf(a));
         to[5] = ptx::exp2_approximate(a);
         to[6] = __expf(a);
+        to[7] = erfcf(0.1f * a);
     }
 }
 EXPORT_KERNEL(probe_functions)
@@ -124,11 +126,11 @@ PROBE(probe_round) {
 }
 EXPORT_KERNEL(probe_round)
 
-// Words; what their lower bits stand for in each of four formats.
+// Words; what their lower bits stand for in each of four formats, and their two lowest bytes where they are numbers.
 PROBE(probe_widen) {
     for (uint32_t i = threadIdx.x; i < p.count; i += blockDim.x) {
         const unsigned a = static_cast<const unsigned*>(p.a)[i];
-        float* to = static_cast<float*>(p.out) + 4 * i;
+        float* to = static_cast<float*>(p.out) + 6 * i;
         to[0] = to_float(__ushort_as_half((unsigned short)(a)));
         to[1] = to_float(__ushort_as_bfloat16((unsigned short)(a)));
         __nv_fp8_e4m3 e4m3;
@@ -137,6 +139,9 @@ PROBE(probe_widen) {
         __nv_fp8_e5m2 e5m2;
         e5m2.__x = (unsigned char)(a);
         to[3] = to_float(e5m2);
+        const unsigned pair = ptx::widen_e4m3(a);
+        for (int n = 0; n < 2; ++n)
+            to[4 + n] = (a >> 8 * n & 0x7f) == 0x7f ? 0.0f : to_float(__ushort_as_half((unsigned short)(pair >> 16 * n)));
     }
 }
 EXPORT_KERNEL(probe_widen)

@@ -1,5 +1,5 @@
-/* The C interface of the emulation: what a launcher (Rust, or a C++ test) calls. Everything a kernel needs is in
- * emulation.hpp instead. All functions may be called from several OS threads at once. */
+/* The C interface of the emulation: what a launcher calls. Everything a kernel needs is in emulation.hpp instead, which also
+ * says how all of it works. All functions may be called from several OS threads at once. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -35,7 +35,7 @@ void emu_schedule(int order, uint64_t seed);
 void emu_workers(unsigned count);
 
 /* Totals since the start: "launches", "blocks", "threads", "switches", "accesses" (checked loads and stores),
- * "matrix_bank_conflicts" (extra shared-memory passes of ldmatrix and stmatrix). */
+ * and, for the launches of this OS thread, "matrix_bank_conflicts" (extra shared-memory passes of ldmatrix, stmatrix). */
 uint64_t emu_counter(const char* name);
 
 #ifdef __cplusplus

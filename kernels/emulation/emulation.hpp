@@ -1,12 +1,52 @@
-// CUDA on the CPU, for tests: this header lets g++ (-std=c++20) compile a .cu file as ordinary C++.
+// CUDA on the CPU, for tests: this header lets g++ (-std=c++20) compile a .cu file as ordinary C++. What runs is the
+// kernel's own text, so its indexing, masks, block boundaries, reductions, use of shared memory, barriers, shuffles and
+// matrix instructions are all executed and checked, where there is neither a GPU nor anything of CUDA.
 //
-// Every CUDA thread becomes a fiber, every block runs to its end on one OS thread, and each barrier, shuffle, vote
-// and matrix instruction is a meeting point of fibers. What runs is the kernel's own text, so its indexing, masks,
-// block boundaries, reductions and use of shared memory are all executed and checked. The run-time part (fibers,
-// scheduler, race detector, launch) is emulation.cpp; this header holds what a kernel sees.
+//   emulation.hpp        what a kernel sees: qualifiers, threadIdx, barriers, shuffles, votes, atomics, intrinsics
+//   emulation_types.hpp  vector types, __nv_bfloat16, __half and eight-bit floats, with CUDA's names and bit layouts
+//   emulation.h, .cpp    the C interface: launches, device memory, settings, counters
+//   machine, fiber       how a block runs     meetings   barriers and operations of a warp
+//   checker, shared,     what is checked      copies     asynchronous copies and mbarriers
+//   heap                                      matrices   ldmatrix, stmatrix, mma
+//   faults.cu            a kernel with each kind of fault, for the test that they are reported
+//   conformity.cpp       the types against those of the toolkit
 //
-// Compile kernels with -fsanitize=thread and link WITHOUT that flag: the compiler then calls __tsan_read4() and so on
-// before every load and store, and emulation.cpp implements those calls as its own memory checker (see there).
+// How it works:
+//
+// - Every CUDA thread is a fiber; a block runs to its end on one OS thread. A fiber runs until it has to wait. In which
+//   order they go on is the schedule: from the first, from the last, or random and also interrupted at random accesses.
+//   All are deterministic. A missing barrier can be invisible in one of them, so tests run several.
+// - An operation of a warp is a meeting: every lane leaves a pointer to its operands, and the last one to come computes
+//   for all, directly in their frames.
+// - __shared__ is thread_local: block-scope variables are then static, one per OS thread, and that is one per block. The
+//   dynamic shared memory is one array, filled with NaN before each block and followed by a guard zone.
+// - Kernels are compiled with -fsanitize=thread and linked WITHOUT it: the compiler calls __tsan_read4() and so on before
+//   every load and store, and checker.cpp has these functions. So every access to shared memory is checked for races, and
+//   for being written before; device memory for its bounds, to the byte; both for alignment. Atomics, shuffles and votes
+//   do not order other accesses, as CUDA does not promise it either.
+// - cp.async fills its destination with NaN and copies in wait_group, a bulk copy when somebody waits for its mbarrier.
+// - A failed launch answers with one sentence that names kernel, block, thread and source line; the next starts afresh.
+//
+// Rules for kernels:
+//
+// - Include ptx.cuh first, directly or not, and nothing of CUDA. No inline PTX outside of it and no 32-bit shared
+//   addresses. A new instruction gets a wrapper there, with both bodies, and a probe in probe.cu.
+// - extern "C" __global__ void name(const __grid_constant__ Params), then EXPORT_KERNEL(name).
+// - Dynamic shared memory is the array dynamic_shared, carved up by hand.
+// - Loops that wait for a flag call ptx::load_acquire or __nanosleep, which let other fibers run. Blocks that wait for
+//   each other need an OS thread each (emu_workers).
+// - What is within #ifdef __CUDA_ARCH__ is not tested.
+// - Leaving before a barrier is an error here, even where hardware bears it; so are two threads that store the same.
+//
+// What only a GPU shows: speed; the order of global memory accesses between blocks (fences do nothing here, and device
+// memory is not checked for races); the last digits (__expf, rsqrtf and tensor cores are exact here, so bounds must leave
+// room for both); whether PTX means what its emulation says, which is what the probes are for; and what nvcc does not
+// compile. There is no wgmma, no tensor map and no cluster here yet.
+//
+// Pitfalls of this code: glibc declares __expf and its like, so they are macros; __noinline__ must not be one, since
+// libstdc++ has an attribute of that name; assert is redefined behind the last standard header. What is inlined into
+// kernels is marked EMU_QUIET, or it would report its own accesses. Kernels need -fstack-clash-protection: large local
+// arrays would jump over the guard page of a fiber's stack.
 #pragma once
 #define CUDA_EMULATION 1
 
@@ -77,7 +117,7 @@ unsigned barrier(unsigned id, unsigned count, bool predicate, Site site);
 void barrier_arrive(unsigned id, unsigned count, Site site);
 unsigned block_size();
 
-// ------------------------------------------------------------------------- bodies of the instructions in ptx.cuh
+// ---------------------------------------------------------------------------------- bodies of what is in ptx.cuh
 // cp.async: the destination is overwritten with a NaN pattern at once and gets its data only in wait_group().
 void copy_async(void* shared, const void* global, unsigned bytes, unsigned source_bytes);
 void commit_group();

@@ -22,9 +22,11 @@ struct AttentionParams {
     const SequenceRecord* sequences;
     const uint32_t* tables;
     const uint32_t* work;  // what the blocks do, by kernel
-    float* partial;        // results of splits, see attention_decode.cuh
+    float* partial;        // results of splits, see attention_decode.cu
+    float2* states;        // what they are relative to
     uint32_t* counters;    // zero between launches
     uint32_t sequence_count;
+    uint32_t work_count;
     uint32_t heads;
     uint32_t kv_heads;
     uint32_t head_dim;
@@ -32,8 +34,6 @@ struct AttentionParams {
     uint32_t value_stride;
     uint32_t page_shift;
     uint32_t window;       // keys that a row sees, or zero for all
-    uint32_t eight_bit;    // how a cache of eight-bit floats becomes one of 16 bits, see fragments.cuh
-    uint32_t partial_rows;
     float scale;
     float soft_cap;        // or zero
 };

@@ -139,6 +139,21 @@ PTX_INLINE uint32_t round_tf32(float value) {
     EMULATED(result = value != value ? 0x7fffffffu : (__float_as_uint(value) + 0x1000u) & 0xffffe000u);
     return result;
 }
+// Two E4M3 numbers, not NaN, in the lower half of `pair`, as two of type f16.
+PTX_INLINE uint32_t widen_e4m3(uint32_t pair) {
+    uint32_t result = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    PTX("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(result) : "h"(static_cast<uint16_t>(pair)));
+#else  // Exponent and mantissa move to where f16 has them; a factor makes up for the other bias.
+    const uint32_t bytes = prmt(pair, 0, 0x1404);
+    result = (bytes & 0x80008000u) | (bytes & 0x7f007f00u) >> 1;
+    __half2 numbers;
+    memcpy(&numbers, &result, 4);
+    numbers = __hmul2(numbers, __floats2half2_rn(256.0f, 256.0f));
+    memcpy(&result, &numbers, 4);
+#endif
+    return result;
+}
 // 2^x, approximate.
 PTX_INLINE float exp2_approximate(float value) {
     float result = 0;

@@ -70,6 +70,6 @@ pub use pointwise::{
 pub use rope::{RopeCacheWrite, RopeTable, rope_cache_write};
 pub use routing::{Routes, Routing, route};
 pub use sampling::{ALTERNATIVES_MAX, LISTED_MAX, Sampled, SamplerState, SamplingRow};
-pub use sequences::Sequences;
+pub use sequences::{Bounds, Sequences};
 pub use slab::{Piece, Slab};
 pub use transfer::{Download, Uploader};

@@ -21,6 +21,8 @@ const DECODE_ROWS_MAX: usize = 8;
 const SPLIT_SHIFT_MIN: u32 = 8;
 /// Splits of a sequence; a list of work has five bits for them.
 const SPLITS_MAX_SHIFT: u32 = 5;
+/// An entry of a list of work that is none.
+const NO_SPLIT: u32 = u32::MAX;
 /// Words of a sequence's record.
 const RECORD: usize = 8;
 
@@ -30,32 +32,33 @@ pub struct Sequences {
     gpu: Arc<Gpu>,
     buffer: Buffer,
     staging: Vec<u32>,
-    pass: Pass,
+    bounds: Bounds,
+    slots_end: usize,
 }
 
-/// What the host knows of the sequences on the device.
-#[derive(Debug, Default)]
-pub(super) struct Pass {
+/// What the launches of a pass depend on. Work that was recorded for sequences with the same bounds, see
+/// [`Gpu::capture`](super::Gpu::capture), may be replayed for others, as long as their slots are in the cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Bounds {
+    /// Where the sequences are.
+    address: u64,
     /// Sequences with rows.
     pub(super) count: usize,
     /// Their rows.
     pub(super) tokens: usize,
-    /// The slot behind the last that is read.
-    pub(super) slots_end: usize,
     /// Slots of a page, as a power of two.
     pub(super) page_shift: u32,
-    /// Splits of the sequences that are decoded.
+    /// At least the splits of the sequences that are decoded; the list goes on with [`NO_SPLIT`].
     pub(super) splits: usize,
-    /// The most rows of those.
+    /// The most rows of those sequences.
     pub(super) decode_rows: usize,
-    /// Rows of their splits, where there is more than one.
+    /// At least the rows of their splits, where there is more than one.
     pub(super) partial_rows: usize,
     /// The rows of each other sequence.
     pub(super) prefill_rows: Vec<usize>,
 }
 
 /// Addresses of the parts of the buffer.
-#[expect(dead_code, reason = "lists for kernels that take their work from them")]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parts {
     /// All of it, which the tables' offsets count from.
@@ -72,7 +75,7 @@ impl Sequences {
     /// No sequences yet.
     pub fn new(gpu: &Arc<Gpu>) -> Result<Self, OpError> {
         let buffer = gpu.buffer(Element::U32, 0)?;
-        Ok(Self { gpu: gpu.clone(), buffer, staging: Vec::new(), pass: Pass::default() })
+        Ok(Self { gpu: gpu.clone(), buffer, staging: Vec::new(), bounds: Bounds::default(), slots_end: 0 })
     }
 
     /// The sequences of the next pass, in any order, in a cache of pages of `page` slots.
@@ -86,88 +89,111 @@ impl Sequences {
         }
         let mut ordered: Vec<&Sequence<'_>> = sequences.iter().collect();
         ordered.sort_unstable_by_key(|sequence| (sequence.rows.start, sequence.rows.end));
-        let mut pass = Pass { page_shift: fit(OP, "page", page)?.trailing_zeros(), ..Pass::default() };
+        let mut bounds = Bounds { page_shift: fit(OP, "page", page)?.trailing_zeros(), ..Bounds::default() };
         for sequence in &ordered {
-            cover(sequence, &mut pass.tokens)?;
+            cover(sequence, &mut bounds.tokens)?;
         }
         ordered.retain(|sequence| !sequence.rows.is_empty());
-        pass.count = ordered.len();
+        bounds.count = ordered.len();
         self.staging.clear();
-        self.staging.resize(RECORD * pass.count, 0);
-        self.list_splits(&ordered, &mut pass)?;
-        self.list_prefill(&ordered, &mut pass);
+        self.staging.resize(RECORD * bounds.count, 0);
+        self.list_splits(&ordered, &mut bounds)?;
+        self.list_prefill(&ordered, &mut bounds);
+        let mut slots_end = 0;
         for (index, sequence) in ordered.iter().enumerate() {
-            self.record(index, sequence, &mut pass)?;
+            let end = self.record(index, sequence, &mut bounds)?;
+            slots_end = slots_end.max(end);
         }
+        bounds.partial_rows = rounded_up(bounds.partial_rows);
         fit(OP, "pages", self.staging.len())?;
         if self.staging.len() > self.buffer.len() {
             self.buffer = self.gpu.buffer(Element::U32, self.staging.len().next_power_of_two())?;
         }
         self.buffer.write(0, &self.staging)?;
-        self.pass = pass;
+        bounds.address = self.buffer.all().ptr.0;
+        (self.bounds, self.slots_end) = (bounds, slots_end);
         Ok(())
     }
 
-    pub(super) fn pass(&self) -> &Pass {
-        &self.pass
+    /// What recorded work must have been recorded for.
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    /// The slot behind the last that is read.
+    pub(super) fn slots_end(&self) -> usize {
+        self.slots_end
     }
 
     pub(super) fn parts(&self) -> Parts {
         let all = self.buffer.all().ptr;
         let at = |words: usize| DevicePtr(all.0 + (words * Element::U32.size()) as u64);
-        let splits = RECORD * self.pass.count;
-        Parts { all, records: all, splits: at(splits), prefill: at(splits + self.pass.splits) }
+        let splits = RECORD * self.bounds.count;
+        Parts { all, records: all, splits: at(splits), prefill: at(splits + self.bounds.splits) }
     }
 
-    fn list_splits(&mut self, ordered: &[&Sequence<'_>], pass: &mut Pass) -> Result<(), OpError> {
+    fn list_splits(&mut self, ordered: &[&Sequence<'_>], bounds: &mut Bounds) -> Result<(), OpError> {
+        let begin = self.staging.len();
         for (index, sequence) in ordered.iter().enumerate().filter(|(_, sequence)| is_decoded(sequence)) {
-            let context = sequence.start + sequence.rows.len();
-            let splits = context.div_ceil(1 << split_shift(context));
             let index = fit(OP, "sequences", index << SPLITS_MAX_SHIFT)?;
-            self.staging.extend((0..splits as u32).map(|split| index | split));
-            pass.splits += splits;
-            pass.decode_rows = pass.decode_rows.max(sequence.rows.len());
+            self.staging.extend((0..splits(sequence) as u32).map(|split| index | split));
+            bounds.decode_rows = bounds.decode_rows.max(sequence.rows.len());
         }
+        bounds.splits = rounded_up(self.staging.len() - begin);
+        self.staging.resize(begin + bounds.splits, NO_SPLIT);
         Ok(())
     }
 
-    fn list_prefill(&mut self, ordered: &[&Sequence<'_>], pass: &mut Pass) {
+    fn list_prefill(&mut self, ordered: &[&Sequence<'_>], bounds: &mut Bounds) {
         for (index, sequence) in ordered.iter().enumerate().filter(|(_, sequence)| !is_decoded(sequence)) {
             self.staging.push(index as u32);
-            pass.prefill_rows.push(sequence.rows.len());
+            bounds.prefill_rows.push(sequence.rows.len());
         }
     }
 
-    /// Fills a sequence's record in, and appends its page table.
-    fn record(&mut self, index: usize, sequence: &Sequence<'_>, pass: &mut Pass) -> Result<(), OpError> {
+    /// Fills a sequence's record in, and appends its page table. Answers the slot behind its last.
+    fn record(
+        &mut self,
+        index: usize,
+        sequence: &Sequence<'_>,
+        bounds: &mut Bounds,
+    ) -> Result<usize, OpError> {
         let Sequence { rows, start, slots } = sequence;
-        let context = start + rows.len();
         let table = fit(OP, "pages", self.staging.len())?;
-        let partials = fit(OP, "partial results", pass.partial_rows)?;
+        let partials = fit(OP, "partial results", bounds.partial_rows)?;
         let words = [fit(OP, "rows", rows.start)?, rows.len() as u32, *start as u32, table, partials];
         self.staging[RECORD * index..][..words.len()].copy_from_slice(&words);
+        if is_decoded(sequence) && splits(sequence) > 1 {
+            bounds.partial_rows += splits(sequence) * rows.len();
+        }
 
-        let page = 1 << pass.page_shift;
-        for (at, slots) in slots[..context].chunks(page).enumerate() {
+        let (page, mut end) = (1 << bounds.page_shift, 0);
+        for (at, slots) in slots[..start + rows.len()].chunks(page).enumerate() {
             let first = slots[0];
             let is_new = at * page + slots.len() > *start;
             if !(first as usize).is_multiple_of(page) || !follow(slots, is_new) {
                 let reason = format!("the slots from position {} on are no page of {page}", at * page);
                 return Err(OpError::unsupported(OP, reason));
             }
-            self.staging.push(first >> pass.page_shift);
-            pass.slots_end = pass.slots_end.max(first as usize + slots.len());
+            self.staging.push(first >> bounds.page_shift);
+            end = end.max(first as usize + slots.len());
         }
-        let splits = context.div_ceil(1 << split_shift(context));
-        if is_decoded(sequence) && splits > 1 {
-            pass.partial_rows += splits * rows.len();
-        }
-        Ok(())
+        Ok(end)
     }
 }
 
 fn is_decoded(sequence: &Sequence<'_>) -> bool {
     sequence.rows.len() <= DECODE_ROWS_MAX
+}
+
+fn splits(sequence: &Sequence<'_>) -> usize {
+    let context = sequence.start + sequence.rows.len();
+    context.div_ceil(1 << split_shift(context))
+}
+
+/// A little more, so that most passes have the bounds of the one before.
+fn rounded_up(count: usize) -> usize {
+    count.next_multiple_of((count.next_power_of_two() / 16).max(1))
 }
 
 /// Keys of a split, as a power of two: the smallest that leaves few enough splits. Kernels compute the same.
@@ -196,7 +222,7 @@ fn follow(slots: &[u32], all: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{SPLIT_SHIFT_MIN, SPLITS_MAX_SHIFT, split_shift};
+    use super::{SPLIT_SHIFT_MIN, SPLITS_MAX_SHIFT, rounded_up, split_shift};
 
     #[test]
     fn a_context_has_few_splits_and_none_is_short() {
@@ -207,5 +233,14 @@ mod tests {
             let fits_in_half = context.div_ceil(1 << (shift - 1)) <= 1 << SPLITS_MAX_SHIFT;
             assert_eq!(shift, if fits_in_half { SPLIT_SHIFT_MIN } else { shift }, "{context}");
         }
+    }
+
+    #[test]
+    fn bounds_are_at_most_an_eighth_too_large() {
+        for count in 0..5000 {
+            let rounded = rounded_up(count);
+            assert!(rounded >= count && 8 * (rounded - count) <= count, "{count}");
+        }
+        assert_eq!([0, 1, 15, 17, 1000, 1024, 1025].map(rounded_up), [0, 1, 15, 18, 1024, 1024, 1152]);
     }
 }

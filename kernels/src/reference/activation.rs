@@ -60,7 +60,7 @@ pub(super) fn sigmoid(x: f64) -> f64 {
 
 /// The error function, by the series whose terms have one sign: `2 / sqrt(pi) * e^-x^2 * sum of
 /// 2^n x^(2n + 1) / (1 * 3 * ... * (2n + 1))`. Source: Abramowitz and Stegun 1964, 7.1.6.
-fn erf(x: f64) -> f64 {
+pub(crate) fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 {
         // What is missing to 1 is below 3e-17.
         return x.signum();

@@ -14,6 +14,8 @@ mod rope;
 mod routing;
 mod sampling;
 
+#[cfg(any(feature = "cuda", feature = "emulation"))]
+pub(crate) use activation::erf;
 pub use activation::{activate, add, clamp, gated, scale, soft_cap};
 pub use attention::attention;
 pub use embedding::{add_embedding, embedding};

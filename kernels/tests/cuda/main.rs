@@ -70,6 +70,8 @@ families!(
     sampling,
     logprobs,
     attention,
+    attention_decode,
+    attention_prefill,
     route,
     experts,
     all_reduce

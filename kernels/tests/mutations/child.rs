@@ -1,6 +1,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::thread;
@@ -12,8 +13,11 @@ use kernels::cuda::{Gpu, Schedule};
 /// Makes of this program one that runs the checks of the family that follows, with the library that follows.
 pub(crate) const FLAG: &str = "--run-checks-of";
 
-/// For all schedules of a family without a fault; a fault may make its kernels run for ever.
-const TIME_LIMIT: Duration = Duration::from_secs(60);
+/// For all schedules of a family, in seconds of a processor's time, since others may be using it too. A fault may make
+/// kernels run for ever.
+const SECONDS_MAX: u64 = 40;
+/// For a child that waits for something.
+const WAIT_MAX: Duration = Duration::from_secs(900);
 const SCHEDULES: [Schedule; 4] =
     [Schedule::Forward, Schedule::Random(1), Schedule::Random(2), Schedule::Random(3)];
 
@@ -38,7 +42,7 @@ impl fmt::Display for Verdict {
             Self::Passed => formatter.write_str("every check passes"),
             Self::Failed(reason) => formatter.write_str(reason),
             Self::Crashed(reason) => write!(formatter, "crash: {reason}"),
-            Self::TimeLimit => write!(formatter, "not done after {TIME_LIMIT:?}"),
+            Self::TimeLimit => write!(formatter, "not done after {SECONDS_MAX} seconds"),
         }
     }
 }
@@ -56,13 +60,14 @@ pub(crate) fn judge(family: &str, library: &Path) -> Verdict {
         Some(code) if code == i32::from(PASSED) => Verdict::Passed,
         Some(code) if code == i32::from(NOTICED) => Verdict::Failed(read(&out).trim().to_owned()),
         Some(code) if code == i32::from(NOT_RUN) => panic!("{family}: {}", read(&out)),
+        None if status.signal() == Some(SIGXCPU) => Verdict::TimeLimit,
         _ => Verdict::Crashed(format!("{status} {}", read(&errors).trim())),
     }
 }
 
 /// Ends the child when its time is over.
 fn wait(child: &mut Child) -> Option<ExitStatus> {
-    let end = Instant::now() + TIME_LIMIT;
+    let end = Instant::now() + WAIT_MAX;
     while Instant::now() < end {
         if let Some(status) = child.try_wait().expect("a child of this process") {
             return Some(status);
@@ -78,8 +83,8 @@ fn wait(child: &mut Child) -> Option<ExitStatus> {
 /// What the child does.
 pub(crate) fn main(family: &str, library: &str) -> ExitCode {
     let found = checks::FAMILIES.iter().find(|(name, _)| *name == family);
-    let loaded = found.ok_or_else(|| "there is no family of this name".to_owned());
-    match loaded.and_then(|(_, run)| load(library).map(|()| *run)) {
+    let found = found.ok_or_else(|| "there is no family of this name".to_owned());
+    match limit_time().and(found).and_then(|(_, run)| load(library).map(|()| *run)) {
         Err(reason) => {
             println!("{reason}");
             ExitCode::from(NOT_RUN)
@@ -102,9 +107,23 @@ fn fault(run: Family, schedule: Schedule) -> Option<String> {
     Some(format!("{schedule:?}: {reason}"))
 }
 
+const SIGXCPU: c_int = 24;
+
 unsafe extern "C" {
+    fn setrlimit(resource: c_int, soft_and_hard: *const [u64; 2]) -> c_int;
     fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
     fn dlerror() -> *const c_char;
+}
+
+/// From here on, this process has so much of a processor's time, and ends by a signal when it is over.
+fn limit_time() -> Result<(), String> {
+    const PROCESSOR_TIME: c_int = 0;
+    // SAFETY: two numbers, which are read only.
+    if unsafe { setrlimit(PROCESSOR_TIME, &[SECONDS_MAX, SECONDS_MAX + 1]) } == 0 {
+        Ok(())
+    } else {
+        Err("there is no limit of the processor's time".to_owned())
+    }
 }
 
 /// Loads the library, whose kernels take the place of the executable's.

@@ -9,6 +9,8 @@
 
 mod all_reduce;
 mod attention;
+mod attention_decode;
+mod attention_prefill;
 mod child;
 mod embedding;
 mod experts;
@@ -51,6 +53,8 @@ const TABLES: &[&[Mutation]] = &[
     pointwise::MUTATIONS,
     rope::MUTATIONS,
     attention::MUTATIONS,
+    attention_decode::MUTATIONS,
+    attention_prefill::MUTATIONS,
     linear::MUTATIONS,
     lora::MUTATIONS,
     route::MUTATIONS,

@@ -52,6 +52,8 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("sampling", sampling::check),
     ("logprobs", logprobs::check),
     ("attention", attention::plain::check_plain),
+    ("attention_decode", attention::decode::check_decode),
+    ("attention_prefill", attention::prefill::check_prefill),
     ("route", routing::check),
     ("experts", experts::check),
     ("all_reduce", all_reduce::check),

@@ -1,6 +1,6 @@
 use super::super::{Checker, FLOATS};
-use super::{Inputs, Layer, Rules, check};
-use crate::cuda::attention::attention_plain;
+use super::{EVERYTHING, Inputs, Layer, Rules, check};
+use crate::cuda::attention::plain::attention_plain;
 use crate::cuda::{AttentionScratch, Element, Sequences};
 use crate::{OpError, Sequence};
 
@@ -8,8 +8,6 @@ use crate::{OpError, Sequence};
 const LENGTHS: [(usize, usize); 8] =
     [(1, 0), (3, 125), (1, 127), (0, 5), (2, 128), (9, 0), (1, 300), (1, 16)];
 const FEW: [(usize, usize); 3] = [(2, 127), (5, 0), (1, 40)];
-
-const EVERYTHING: Rules = Rules { window: Some(40), soft_cap: Some(2.0), slopes: true, sinks: true };
 
 pub(in super::super) fn check_plain(c: &mut Checker) -> Result<(), OpError> {
     for element in FLOATS {

@@ -1,9 +1,9 @@
 use half::{bf16, f16};
 
 use super::{probe, random_words, same, words};
-use crate::OpError;
 use crate::cuda::checks::{Checker, Finding};
 use crate::cuda::{E4M3, E5M2};
+use crate::{OpError, reference};
 
 pub(super) fn check(c: &mut Checker) -> Result<(), OpError> {
     rounding(c)?;
@@ -76,8 +76,10 @@ fn widening(c: &mut Checker) -> Result<(), OpError> {
     // Every pattern of eight bits, and many of sixteen.
     let patterns: Vec<u32> = (0..256).chain((256..1 << 16).step_by(37)).collect();
     let on_device = c.gpu().upload(&patterns)?;
-    // SAFETY: four words for each.
-    let found = unsafe { words(c, probe("probe_widen", 64, Some(&on_device), None), patterns.len() * 4) }?;
+    // SAFETY: six words for each.
+    let found = unsafe { words(c, probe("probe_widen", 64, Some(&on_device), None), patterns.len() * 6) }?;
+    let number =
+        |bits: u32| Some(E4M3(bits as u8).to_f32()).filter(|number| number.is_finite()).unwrap_or(0.0);
     let expected: Vec<u32> = patterns
         .iter()
         .flat_map(|&pattern| {
@@ -88,6 +90,8 @@ fn widening(c: &mut Checker) -> Result<(), OpError> {
                 bf16::from_bits(pattern as u16).to_f32(),
                 E4M3(pattern as u8).to_f32(),
                 e5m2,
+                number(pattern),
+                number(pattern >> 8),
             ]
         })
         .map(f32::to_bits)
@@ -102,7 +106,7 @@ fn widening(c: &mut Checker) -> Result<(), OpError> {
 /// Each within so many roundings of its exact value, as the vendor's manual has them and a little more.
 fn functions(c: &mut Checker) -> Result<(), OpError> {
     type Exact = fn(f64, f64) -> f64;
-    const FUNCTIONS: [(&str, f64, Exact); 7] = [
+    const FUNCTIONS: [(&str, f64, Exact); 8] = [
         ("expf", 4.0, |a, _| a.exp()),
         ("tanhf", 6.0, |a, _| a.tanh()),
         ("rsqrtf", 6.0, |a, _| 1.0 / a.abs().sqrt()),
@@ -110,14 +114,16 @@ fn functions(c: &mut Checker) -> Result<(), OpError> {
         ("logf", 4.0, |a, _| a.abs().ln()),
         ("ex2.approx", 6.0, |a, _| a.exp2()),
         ("__expf", 100.0, |a, _| a.exp()),
+        // The argument is a product, which is rounded.
+        ("erfcf", 20.0, |a, _| 1.0 - reference::erf(f64::from(0.1f32) * a)),
     ];
     let a: Vec<f32> = c.random().numbers(300).iter().map(|x| x * 20.0 + 1e-3).collect();
     let b: Vec<f32> = c.random().numbers(300).iter().map(|x| x * 8.0).collect();
     let (on_a, on_b) = (c.gpu().upload(&a)?, c.gpu().upload(&b)?);
-    // SAFETY: seven words for each pair.
-    let found = unsafe { words(c, probe("probe_functions", 64, Some(&on_a), Some(&on_b)), 2100) }?;
+    // SAFETY: eight words for each pair.
+    let found = unsafe { words(c, probe("probe_functions", 64, Some(&on_a), Some(&on_b)), 2400) }?;
     for (column, (name, roundings, exact)) in FUNCTIONS.into_iter().enumerate() {
-        let errors = found.as_chunks::<7>().0.iter().zip(a.iter().zip(&b)).map(|(row, (&a, &b))| {
+        let errors = found.as_chunks::<8>().0.iter().zip(a.iter().zip(&b)).map(|(row, (&a, &b))| {
             let (found, exact) = (f64::from(f32::from_bits(row[column])), exact(f64::from(a), f64::from(b)));
             (found - exact).abs() / exact.abs().max(1e-30) / 2f64.powi(-24) / roundings
         });

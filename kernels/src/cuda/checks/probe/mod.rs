@@ -165,7 +165,7 @@ fn of_numbers(c: &mut Checker) -> Result<(), OpError> {
 }
 
 fn numbers_of(a: f32, b: f32) -> [u32; 12] {
-    let both = (f64::from(a) * f64::from(b)).to_bits();
+    let twice = (2.0 * (f64::from(a) * f64::from(b))).to_bits();
     let int = |x: f32| (x as i32).cast_unsigned();
     [
         (a + b).to_bits(),
@@ -179,7 +179,7 @@ fn numbers_of(a: f32, b: f32) -> [u32; 12] {
         int(a.floor()) ^ int(b.ceil()) << 16,
         a.round_ties_even() as u32 ^ (b as u32) << 16,
         a.clamp(0.0, 1.0).to_bits(),
-        both as u32 ^ (both >> 32) as u32,
+        twice as u32 ^ (twice >> 32) as u32,
     ]
 }
 

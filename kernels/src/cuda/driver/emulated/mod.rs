@@ -89,8 +89,8 @@ impl Emulated {
     }
 }
 
-/// What has happened since the start of the process: `launches`, `blocks`, `threads`, `switches`, `accesses`, or
-/// `matrix_bank_conflicts`. 0 for any other name.
+/// What has happened since the start of the process: `launches`, `blocks`, `threads`, `switches`, `accesses`; and in
+/// launches of this thread: `matrix_bank_conflicts`. 0 for any other name.
 pub fn counter(name: &str) -> u64 {
     let name = c_string(name);
     // SAFETY: a zero-terminated string.

@@ -1,15 +1,22 @@
 //! Attention over the paged cache.
+//!
+//! - `plain.rs`: the kernel for all types, sizes and rules, which others are compared with
+//! - `tensor.rs`: those on tensor cores, for the sizes that models have
+//!
+//! Here: arguments, their checks, and the choice between the two.
+
+pub(super) mod plain;
+mod tensor;
 
 use std::sync::Arc;
 
 use super::driver::DevicePtr;
 use super::params::{fit, params};
-use super::{Buffer, Element, Gpu, Grid, Kernel, Sequences, Slice, SliceMut};
+use super::{Buffer, Element, Gpu, Sequences, Slice, SliceMut};
 use crate::error::{check_length, check_rows};
 use crate::{HeadShape, OpError};
 
 const OP: &str = "attention";
-const PLAIN_THREADS: u32 = 128;
 
 params! {
     struct AttentionParams {
@@ -23,8 +30,10 @@ params! {
         tables: DevicePtr,
         work: DevicePtr,
         partial: DevicePtr,
+        states: DevicePtr,
         counters: DevicePtr,
         sequence_count: u32,
+        work_count: u32,
         heads: u32,
         kv_heads: u32,
         head_dim: u32,
@@ -32,8 +41,6 @@ params! {
         value_stride: u32,
         page_shift: u32,
         window: u32,
-        eight_bit: u32,
-        partial_rows: u32,
         scale: f32,
         soft_cap: f32,
     }
@@ -63,19 +70,37 @@ pub enum Values<'a> {
 }
 
 /// Memory that attention works in. Kept from call to call, for all layers.
-#[expect(dead_code, reason = "memory for kernels that work together")]
 #[derive(Debug)]
 pub struct AttentionScratch {
+    gpu: Arc<Gpu>,
     /// Results of splits, f32.
     partial: Buffer,
-    /// Splits that are done, by sequence and head; all zero between calls.
+    /// Their largest score, and the sum of their weights; f32.
+    states: Buffer,
+    /// Splits that are done, by sequence and heads, u32; all zero between calls.
     counters: Buffer,
 }
 
 impl AttentionScratch {
     /// None yet.
     pub fn new(gpu: &Arc<Gpu>) -> Result<Self, OpError> {
-        Ok(Self { partial: gpu.buffer(Element::F32, 0)?, counters: gpu.buffer(Element::U32, 0)? })
+        let none = |element| gpu.buffer(element, 0);
+        let (partial, states, counters) = (none(Element::F32)?, none(Element::F32)?, none(Element::U32)?);
+        Ok(Self { gpu: gpu.clone(), partial, states, counters })
+    }
+
+    /// Room for so many rows of partial results of this width, and so many counters.
+    fn reserve(&mut self, rows: usize, width: usize, counters: usize) -> Result<(), OpError> {
+        for (buffer, len) in [(&mut self.partial, rows.saturating_mul(width)), (&mut self.states, 2 * rows)] {
+            if buffer.len() < len {
+                *buffer = self.gpu.buffer(Element::F32, len.next_power_of_two())?;
+            }
+        }
+        if self.counters.len() < counters {
+            self.counters = self.gpu.buffer(Element::U32, counters.next_power_of_two())?;
+            self.counters.fill(0)?;
+        }
+        Ok(())
     }
 }
 
@@ -106,40 +131,26 @@ pub struct Attention<'a> {
 
 /// Causal attention: each token over the cached keys and values of its own sequence, up to and including its position.
 ///
+/// On tensor cores where types and sizes allow that, and by [`plain`] otherwise; which, follows from the layer alone.
 /// Errors when the sequences do not cover the batch, a slot is not in the cache, or a rule makes no sense.
 pub fn attention(gpu: &Gpu, args: Attention<'_>) -> Result<(), OpError> {
+    attention_within(gpu, args, gpu.properties().shared_bytes_max as usize)
+}
+
+/// The same as on a device whose blocks have so much shared memory, at most what this one has.
+pub(super) fn attention_within(
+    gpu: &Gpu,
+    args: Attention<'_>,
+    shared_bytes_max: usize,
+) -> Result<(), OpError> {
     let params = checked(&args)?;
-    if args.sequences.pass().tokens == 0 {
+    if args.sequences.bounds().tokens == 0 {
         return Ok(());
     }
-    plain(gpu, &args, &params)
-}
-
-/// The same by the one kernel that can do everything.
-pub(super) fn attention_plain(gpu: &Gpu, args: Attention<'_>) -> Result<(), OpError> {
-    let params = checked(&args)?;
-    if args.sequences.pass().tokens == 0 { Ok(()) } else { plain(gpu, &args, &params) }
-}
-
-fn plain(gpu: &Gpu, args: &Attention<'_>, params: &AttentionParams) -> Result<(), OpError> {
-    let names = match args.keys.element() {
-        Element::E4M3 => {
-            ["attention_plain_f32_e4m3", "attention_plain_f16_e4m3", "attention_plain_bf16_e4m3"]
-        }
-        Element::E5M2 => {
-            ["attention_plain_f32_e5m2", "attention_plain_f16_e5m2", "attention_plain_bf16_e5m2"]
-        }
-        _ => ["attention_plain_f32", "attention_plain_f16", "attention_plain_bf16"],
-    };
-    let kernel = Gpu::pick(OP, args.query.element(), names.map(|name| Kernel { module: "attention", name }))?;
-    let tokens = args.sequences.pass().tokens as u32;
-    let grid = Grid {
-        blocks: [tokens, params.heads, 1],
-        threads: PLAIN_THREADS,
-        shared_bytes: (params.head_dim + params.value_dim) * Element::F32.size() as u32,
-    };
-    // SAFETY: `checked` has compared every length with the shapes, and the slots of the sequences with those of the cache.
-    unsafe { gpu.launch(OP, kernel, grid, params) }
+    match tensor::kernels(&args, shared_bytes_max) {
+        Some(kernels) => tensor::run(gpu, args, kernels, params),
+        None => plain::run(gpu, &args, &params),
+    }
 }
 
 /// Checks everything but the contents of the device's memory.
@@ -147,17 +158,17 @@ fn checked(args: &Attention<'_>) -> Result<AttentionParams, OpError> {
     let Attention { shape, value_dim, scale, rules, query, keys, values, sequences, out, .. } = args;
     shape.check(OP)?;
     check_rules(rules, shape.heads)?;
-    let (element, pass) = (query.element(), sequences.pass());
+    let (element, bounds) = (query.element(), sequences.bounds());
     let tokens = check_rows(OP, "query", shape.query_width(), query.len())?;
-    check_length(OP, "the sequences' rows", tokens, pass.tokens)?;
+    check_length(OP, "the sequences' rows", tokens, bounds.tokens)?;
     out.check(OP, "out", element, tokens.saturating_mul(shape.heads.saturating_mul(*value_dim)))?;
     if keys.element() != element && !matches!(keys.element(), Element::E4M3 | Element::E5M2) {
         let reason = format!("a cache of {:?} for queries of {element:?}", keys.element());
         return Err(OpError::unsupported(OP, reason));
     }
     let slots = check_rows(OP, "keys", shape.kv_width(), keys.len())?;
-    if pass.slots_end > slots {
-        return Err(OpError::Index { op: OP, what: "slot", index: pass.slots_end - 1, limit: slots });
+    if sequences.slots_end() > slots {
+        return Err(OpError::Index { op: OP, what: "slot", index: sequences.slots_end() - 1, limit: slots });
     }
     let (values, value_stride) = match values {
         _ if *value_dim == 0 => return Err(OpError::unsupported(OP, "values without elements")),
@@ -184,18 +195,18 @@ fn checked(args: &Attention<'_>) -> Result<AttentionParams, OpError> {
         tables: parts.all,
         work: DevicePtr::NULL,
         partial: DevicePtr::NULL,
+        states: DevicePtr::NULL,
         counters: DevicePtr::NULL,
-        sequence_count: fit(OP, "sequences", pass.count)?,
+        sequence_count: fit(OP, "sequences", bounds.count)?,
+        work_count: 0,
         heads: check_heads(shape.heads)?,
         kv_heads: shape.kv_heads as u32,
         head_dim: fit(OP, "head_dim", shape.head_dim)?,
         value_dim: fit(OP, "value_dim", *value_dim)?,
         value_stride: value_stride as u32,
-        page_shift: pass.page_shift,
+        page_shift: bounds.page_shift,
         // A window that is longer than any sequence is none.
         window: rules.window.map_or(0, |window| fit(OP, "window", window).unwrap_or(0)),
-        eight_bit: 0,
-        partial_rows: 0,
         scale: *scale,
         soft_cap: rules.soft_cap.unwrap_or(0.0),
     })
