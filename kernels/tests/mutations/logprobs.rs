@@ -60,7 +60,7 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     Mutation {
         family: "logprobs",
         file: "include/sampling.cuh",
-        what: "the exponential has a term less",
+        what: "the exponential has terms less",
         text: "1.0f / 5040, 1.0f / 720, 1.0f / 120,",
         replacement: "0.0f, 0.0f, 0.0f,",
     },

@@ -2,8 +2,8 @@ use super::Checker;
 use crate::cuda::{self, Element};
 use crate::{OpError, reference};
 
-/// One token, odd widths, whole vectors, and more than a block's threads take in one turn.
-const VOCABULARIES: [usize; 6] = [1, 31, 128, 1003, 4100, 16_405];
+/// One token and two, odd widths, whole vectors, and more than a block's threads take in one turn.
+const VOCABULARIES: [usize; 7] = [1, 2, 31, 128, 1003, 4100, 16_405];
 
 pub(super) fn check(c: &mut Checker) -> Result<(), OpError> {
     for vocabulary in VOCABULARIES {
@@ -16,7 +16,9 @@ pub(super) fn check(c: &mut Checker) -> Result<(), OpError> {
 fn rows(c: &mut Checker, vocabulary: usize) -> Result<(), OpError> {
     let (gpu, rows) = (c.gpu(), 3);
     let mut logits = c.random().numbers(rows * vocabulary);
-    logits.iter_mut().for_each(|logit| *logit = *logit * 30.0 + 5.0);
+    for (row, spread) in logits.chunks_exact_mut(vocabulary).zip([30.0, 3.0, 1.0]) {
+        row.iter_mut().for_each(|logit| *logit = *logit * spread + 5.0);
+    }
     let which: Vec<u32> = [2, 0, 1, 1, 0, 2].to_vec();
     let targets: Vec<u32> = which.iter().map(|_| c.random().below(vocabulary) as u32).collect();
     let expected: Vec<f64> = which

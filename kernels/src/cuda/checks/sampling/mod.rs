@@ -92,6 +92,15 @@ fn look_back(c: &mut Checker, vocabulary: usize) -> Result<(), OpError> {
             let previous = tokens(1)[0];
             trial.sampling.watermark = Some(Watermark { gamma: 0.4, delta: 2.0, previous });
         }
+        if index == 6 {
+            // What the model itself rules out stays ruled out.
+            trial.alternatives = 100;
+            trial.bias = vec![(trial.prompt[1], f32::MAX)];
+            for id in [trial.prompt[1], trial.prompt[2]] {
+                trial.logits[id as usize] = f32::NEG_INFINITY;
+            }
+            trial.logits[trial.generated[2] as usize] = 1.0;
+        }
         if [1, 7, 8].contains(&index) {
             let biased = tokens(3);
             trial.bias = biased.into_iter().zip([1.5, -3.0, f32::MAX]).collect();
@@ -134,6 +143,9 @@ fn filters(c: &mut Checker, vocabulary: usize) -> Result<(), OpError> {
         let temperature = [1.0, 0.05, 1.4, 30.0][index % 4];
         let sampling = Sampling { temperature, seed: seed(c), draws: index % 3 != 0, ..sampling };
         let mut trial = Trial::new(peaked(c, vocabulary), sampling);
+        if temperature > 2.0 {
+            trial.logits.iter_mut().for_each(|logit| *logit *= 4.0);
+        }
         trial.alternatives = [100, 3, 1][index % 3];
         trials.push(trial);
     }
@@ -162,10 +174,11 @@ fn ties(c: &mut Checker, vocabulary: usize) -> Result<(), OpError> {
         ];
         for (index, sampling) in samplings.into_iter().enumerate() {
             let random = c.random();
-            let logits = (0..vocabulary).map(|_| random.below(values) as f32 * 0.5 - 2.0).collect();
+            // The best is zero, and both zeros are the same.
+            let logits = (0..vocabulary).map(|_| random.below(values) as f32 * -0.5).collect();
             let mut trial = Trial::new(logits, Sampling { seed: seed(c), ..sampling });
-            // Both zeros are the same.
-            trial.logits.iter_mut().step_by(3).filter(|logit| **logit == 0.0).for_each(|logit| *logit = -0.0);
+            let zeros = trial.logits.iter_mut().skip(1).step_by(3).filter(|logit| **logit == 0.0);
+            zeros.for_each(|logit| *logit = 0.0);
             trial.alternatives = [100, 1, 7, 0][index % 4];
             trials.push(trial);
         }
