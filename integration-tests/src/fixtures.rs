@@ -8,12 +8,12 @@ use serde_json::Value;
 
 /// The directory of a fixture's checkpoint.
 pub fn directory(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+    root().join(name)
 }
 
 /// The names of all fixtures, in order.
 pub fn names() -> Result<Vec<String>> {
-    let all = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let all = root();
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&all).with_context(|| all.display().to_string())? {
         let path = entry?.path();
@@ -75,4 +75,10 @@ pub fn expected(name: &str) -> Result<Expected> {
     let path = directory(name).join("expected.json");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     Ok(serde_json::from_str(&text)?)
+}
+
+/// Where the fixtures are: in the repository that this was built from, or else in that which it is run in.
+fn root() -> PathBuf {
+    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    if built.exists() { built } else { PathBuf::from("integration-tests/fixtures") }
 }

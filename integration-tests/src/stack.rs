@@ -17,6 +17,10 @@ use crate::client::Client;
 /// How long a start or a stop may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Variables that a launcher gets from the tests. The last ones choose what all tests run on.
+const KEPT: [&str; 6] =
+    ["PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "DEVICE", "DTYPE", "BATCH_INVARIANT"];
+
 /// How often readiness is asked for. Short, because the time to ready is itself of interest.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -157,7 +161,11 @@ pub fn endless(max_tokens: u32) -> Value {
 pub fn command(address: SocketAddr) -> Command {
     let mut command = Command::new(binary::launcher());
     command.env_clear();
-    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    for name in KEPT {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
     command.args(["--hostname", &address.ip().to_string(), "--port", &address.port().to_string()]);
     command.args(["--prometheus-port", "0"]);
     command.stdin(Stdio::null()).kill_on_drop(true);

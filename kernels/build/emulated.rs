@@ -29,7 +29,7 @@ pub(crate) fn build() {
         Unit { target: out.join(format!("{}.emulated.o", sources::stem(&source))), source, key }
     };
     let mut units: Vec<Unit> = sources::kernels().into_iter().map(unit).collect();
-    units.push(unit(Path::new(EMULATION).join("emulation.cpp")));
+    units.extend(["emulation.cpp", "faults.cu"].map(|name| unit(Path::new(EMULATION).join(name))));
     let objects: Vec<PathBuf> = units.iter().map(|unit| unit.target.clone()).collect();
     sources::compile(units, |unit| {
         let compiler = if unit.source.extension().is_some_and(|extension| extension == "cu") {

@@ -67,11 +67,12 @@ template <class T, int rows, int tiles> __device__ __forceinline__ void gemv(con
     }
 }
 
-#define GEMV(T, suffix, rows, tiles)                                                                \
-    extern "C" __global__ void __launch_bounds__(32 * kSlices, 2)                                   \
-        gemv_##rows##x##tiles##_##suffix(const __grid_constant__ GemvParams params) {               \
-        gemv<T, rows, tiles>(params);                                                               \
-    }                                                                                               \
+// Two blocks share a multiprocessor, but for those with many rows of f32, whose sums need the registers.
+#define GEMV(T, suffix, rows, tiles)                                                                             \
+    extern "C" __global__ void __launch_bounds__(32 * kSlices, sizeof(T) * rows > 32 ? 1 : 2)                    \
+        gemv_##rows##x##tiles##_##suffix(const __grid_constant__ GemvParams params) {                            \
+        gemv<T, rows, tiles>(params);                                                                            \
+    }                                                                                                            \
     EXPORT_KERNEL(gemv_##rows##x##tiles##_##suffix)
 #define GEMV_16_BITS(T, suffix) \
     GEMV(T, suffix, 8, 1)       \

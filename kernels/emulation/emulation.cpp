@@ -301,7 +301,7 @@ struct Multiprocessor {
     char* stacks = nullptr;
     void* fault_stack = nullptr;  // signal handlers run here, because the fault may be a full fiber stack
     stack_t former_fault_stack{};
-    uint64_t switches = 0, accesses = 0, conflicts = 0;
+    uint64_t switches = 0, accesses = 0, conflicts = 0, pauses = 0;
 
     // Asynchronous copies that complete on an mbarrier, and what the barrier's users know of each other's accesses.
     std::vector<Copy> bulk;
@@ -382,10 +382,9 @@ struct Multiprocessor {
         Cell* cell = own.find(address);
         return cell ? cell : loaded.find(address);
     }
-    bool check(uintptr_t address, size_t bytes, emu::Access kind, void* code);
+    void check(uintptr_t address, size_t bytes, emu::Access kind, void* code, size_t alignment = 1);
     void check_shared(Cell* cell, uintptr_t address, size_t bytes, emu::Access kind, uint32_t code);
     void check_heap(uintptr_t address, size_t bytes, emu::Access kind, uint32_t code);
-    [[noreturn]] void misaligned(uintptr_t address, size_t bytes, void* code);
     void finish(const Copy& copy);
 };
 
@@ -642,8 +641,8 @@ void Multiprocessor::join_lanes(unsigned first, unsigned mask) {
     }
 }
 
-bool Multiprocessor::check(uintptr_t address, size_t bytes, emu::Access kind, void* code_address) {
-    if (bytes == 0) return false;
+void Multiprocessor::check(uintptr_t address, size_t bytes, emu::Access kind, void* code_address, size_t alignment) {
+    if (bytes == 0) return;
     const uint32_t code = uint32_t(uintptr_t(code_address) - module.code);
     if (Cell* cell = find_cell(address)) {
         ++accesses;
@@ -652,15 +651,12 @@ bool Multiprocessor::check(uintptr_t address, size_t bytes, emu::Access kind, vo
         ++accesses;
         check_heap(address, bytes, kind, code);
     } else {
-        return false;  // a stack, constant data, or the host's memory
+        return;  // a stack, constant data, or the host's memory
     }
+    if (address % alignment)
+        emu::fail("%s %zu bytes at %#zx%s, which is no multiple of that", kind == emu::Access::read ? "reads" : "writes", bytes,
+                  size_t(address), where(code).c_str());
     if (order == EMU_RANDOM && ready_count && random() % 32 == 0) yield();
-    return true;
-}
-
-void Multiprocessor::misaligned(uintptr_t address, size_t bytes, void* code) {
-    emu::fail("accesses %zu bytes at %#zx%s, which is no multiple of that", bytes, size_t(address),
-              where(uint32_t(uintptr_t(code) - module.code)).c_str());
 }
 
 void Multiprocessor::check_heap(uintptr_t address, size_t bytes, emu::Access kind, uint32_t code) {
@@ -760,7 +756,11 @@ namespace emu {
 const Coordinates& here() { return machine->current->at; }
 unsigned block_size() { return machine->count; }
 unsigned live_lanes() { return machine->warps[machine->current->number / 32].live; }
-void pause() { machine->yield(); }
+void pause() {
+    machine->yield();
+    // What it waits for may be up to another thread of the host, which may be waiting for this core.
+    if (++machine->pauses % 16 == 0) std::this_thread::yield();
+}
 bool enlist(const char* name, Invoke invoke, size_t parameter_size) {
     // A library that is loaded later replaces kernels of the same names.
     return kernel_table().insert_or_assign(name, Kernel{invoke, parameter_size}).second;
@@ -971,11 +971,13 @@ void copy_bulk(void* shared, const void* global, unsigned bytes, uint64_t* barri
 }
 
 // ------------------------------------------------------------------------------------------ matrix instructions
+// Lanes name rows, and other lanes get or give what is in them: an access is that of the lane with the register.
 struct MatrixFrame {
     uint32_t* registers;
     char* row;
     int count;
     bool transposed;
+    char* halves[4][2];  // where the halves of this lane's registers lie
 };
 static void count_conflicts(void* const frames[32], int matrix) {
     // Eight rows of 16 bytes are one pass if they fall into different groups of four banks.
@@ -998,25 +1000,33 @@ template <bool store> static void move_matrix(void* const frames[32], unsigned) 
                 if (mine->transposed) std::swap(row, column);
                 char* element = static_cast<MatrixFrame*>(frames[8 * matrix + row])->row + 2 * column;
                 char* own = reinterpret_cast<char*>(mine->registers + matrix) + 2 * half;
+                mine->halves[matrix][half] = element;
                 if (store) memcpy(element, own, 2); else memcpy(own, element, 2);
             }
         }
     }
 }
-static void matrix_row(const void* row, int count, Access kind, void* code) {
-    if (int(machine->current->at.lane) >= 8 * count) return;  // this lane's address is not used
-    if (reinterpret_cast<uintptr_t>(row) % 16) fail("ldmatrix/stmatrix: row address is not a multiple of 16");
-    machine->check(reinterpret_cast<uintptr_t>(row), 16, kind, code);
+static void meet_for_matrices(MatrixFrame& frame, const char* name, Combine combine, Access kind, void* code, Site site) {
+    if (int(machine->current->at.lane) < 8 * frame.count) {  // the others' addresses are not used
+        const auto row = reinterpret_cast<uintptr_t>(frame.row);
+        if (row % 16) fail("%s: row address is not a multiple of 16", name);
+        if (!machine->find_cell(row)) fail("%s: row is not in shared memory", name);
+    }
+    meet(0xffffffffu, name, &frame, combine, site);
+    for (int matrix = 0; matrix < frame.count; ++matrix) {
+        const auto first = reinterpret_cast<uintptr_t>(frame.halves[matrix][0]);
+        const auto second = reinterpret_cast<uintptr_t>(frame.halves[matrix][1]);
+        machine->check(first, second == first + 2 ? 4 : 2, kind, code);
+        if (second != first + 2) machine->check(second, 2, kind, code);
+    }
 }
 void load_matrix(uint32_t* registers, int count, bool transposed, const void* row, Site site) {
-    matrix_row(row, count, Access::read, __builtin_return_address(0));
-    MatrixFrame frame{registers, static_cast<char*>(const_cast<void*>(row)), count, transposed};
-    meet(0xffffffffu, "ldmatrix", &frame, move_matrix<false>, site);
+    MatrixFrame frame{registers, static_cast<char*>(const_cast<void*>(row)), count, transposed, {}};
+    meet_for_matrices(frame, "ldmatrix", move_matrix<false>, Access::read, __builtin_return_address(0), site);
 }
 void store_matrix(void* row, const uint32_t* registers, int count, bool transposed, Site site) {
-    matrix_row(row, count, Access::write, __builtin_return_address(0));
-    MatrixFrame frame{const_cast<uint32_t*>(registers), static_cast<char*>(row), count, transposed};
-    meet(0xffffffffu, "stmatrix", &frame, move_matrix<true>, site);
+    MatrixFrame frame{const_cast<uint32_t*>(registers), static_cast<char*>(row), count, transposed, {}};
+    meet_for_matrices(frame, "stmatrix", move_matrix<true>, Access::write, __builtin_return_address(0), site);
 }
 
 // All mma shapes used here are m16n8 with K = 32 bytes of A's row. Lane = 4 * group + part holds, in 32-bit registers:
@@ -1076,21 +1086,20 @@ void multiply(Element element, void* d, const uint32_t* a, const uint32_t* b, co
 }  // namespace emu
 
 // ---------------------------------------------------------------------------------------------- instrumentation
-// What -fsanitize=thread makes the compiler call. We do not link its library; these are all it needs. The compiler says
-// itself where an access may be unaligned; any other has to be at a multiple of its size, which x86 would often forgive. What
-// lies on a stack is as the compiler laid it out, and in registers on a GPU.
-#define EMU_CHECKED(name, bytes, alignment, kind)                                                    \
-    extern "C" void __tsan_##name(void* pointer) {                                                   \
-        if (!running) return;                                                                        \
-        const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);                              \
-        const bool watched = machine->check(address, bytes, emu::Access::kind, __builtin_return_address(0)); \
-        if (watched && address % alignment) machine->misaligned(address, bytes, __builtin_return_address(0)); \
+// What -fsanitize=thread makes the compiler call. We do not link its library; these are all it needs. Where the compiler
+// does not say itself that an access may be unaligned, shared and device memory have to be at a multiple of its size, which
+// x86 would often forgive. (It says nothing of types of 16 bytes that are aligned to 8: none of those there, please.)
+#define EMU_CHECKED(name, bytes, alignment, kind)                                                                \
+    extern "C" void __tsan_##name(void* address) {                                                               \
+        if (running)                                                                                             \
+            machine->check(reinterpret_cast<uintptr_t>(address), bytes, emu::Access::kind,                       \
+                           __builtin_return_address(0), alignment);                                              \
     }
-#define EMU_CHECKED_SIZES(name, kind)                                                                \
-    EMU_CHECKED(name##1, 1, 1, kind) EMU_CHECKED(name##2, 2, 2, kind) EMU_CHECKED(name##4, 4, 4, kind) \
+#define EMU_CHECKED_SIZES(name, kind)                                                                            \
+    EMU_CHECKED(name##1, 1, 1, kind) EMU_CHECKED(name##2, 2, 2, kind) EMU_CHECKED(name##4, 4, 4, kind)           \
     EMU_CHECKED(name##8, 8, 8, kind) EMU_CHECKED(name##16, 16, 16, kind)
-#define EMU_CHECKED_UNALIGNED(name, kind)                                                            \
-    EMU_CHECKED(name##1, 1, 1, kind) EMU_CHECKED(name##2, 2, 1, kind) EMU_CHECKED(name##4, 4, 1, kind) \
+#define EMU_CHECKED_UNALIGNED(name, kind)                                                                        \
+    EMU_CHECKED(name##1, 1, 1, kind) EMU_CHECKED(name##2, 2, 1, kind) EMU_CHECKED(name##4, 4, 1, kind)           \
     EMU_CHECKED(name##8, 8, 1, kind) EMU_CHECKED(name##16, 16, 1, kind)
 EMU_CHECKED_SIZES(read, read)
 EMU_CHECKED_SIZES(write, write)

@@ -222,6 +222,38 @@ fn the_least_number_is_found_whatever_its_bits() {
 }
 
 #[test]
+fn everybody_is_told_the_same_bytes() {
+    threads(3, |group| {
+        // Nothing, parts of a word, and more than fits at once.
+        for len in [0, 1, 3, 4, 128, 262_144, 600_001] {
+            for root in 0..3 {
+                let byte = |index: usize| (index * 7 + root + len) as u8;
+                let mut bytes = vec![0xffu8; len];
+                if group.rank() == root {
+                    bytes = (0..len).map(byte).collect();
+                }
+                group.broadcast_bytes(root, &mut bytes).expect("a broadcast");
+                assert!(bytes.iter().enumerate().all(|(index, found)| *found == byte(index)), "{len}");
+            }
+        }
+        // Who is told by whom has to be agreed.
+        let error = group.broadcast_bytes(group.rank().min(1), &mut [0; 4]).expect_err("two roots");
+        assert!(matches!(error, GroupError::Mismatch { .. } | GroupError::Aborted { .. }), "{error}");
+    });
+}
+
+#[test]
+fn who_waits_elsewhere_can_ask_whether_all_are_there() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let waiting = Child::start("wait", &spec_in(&directory, 1, 2));
+    let group = LocalGroup::join(&spec_in(&directory, 0, 2), SOON).expect("joined");
+    group.check().expect("both are there");
+    drop(waiting);
+    assert!(matches!(group.check(), Err(GroupError::PeerGone { rank: 1 })));
+    assert!(matches!(group.barrier(), Err(GroupError::PeerGone { rank: 1 })));
+}
+
+#[test]
 fn the_same_call_for_different_work_is_told_to_both_sides() {
     threads(2, |group| {
         group.set_work(5);

@@ -86,6 +86,9 @@ pub struct Args {
     /// Where the model runs: `auto` takes a GPU if there is one, and the CPU otherwise.
     #[arg(long, env, help_heading = DEVICES, value_parser = PossibleValuesParser::new(DEVICE_KINDS), default_value = "auto")]
     pub device: String,
+    /// On GPUs, compute a token the same to the last bit whatever it is batched with, as CPUs always do; slower.
+    #[arg(long, env, help_heading = DEVICES)]
+    pub batch_invariant: bool,
     /// Whether to split the model over several shards: all devices that CUDA_VISIBLE_DEVICES names, unless --num-shard is set.
     #[arg(long, env, help_heading = DEVICES)]
     pub sharded: Option<bool>,

@@ -12,6 +12,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -25,6 +26,7 @@ pub mod demo;
 pub mod download;
 pub mod env;
 pub mod error;
+pub mod gpu_memory;
 pub mod model;
 pub mod model_config;
 pub mod plan;
@@ -40,6 +42,7 @@ pub mod tether;
 use args::Args;
 use env::{Machine, Variables};
 use error::LaunchError;
+use gpu_memory::GpuMemory;
 use model::{Model, ModelSource};
 use plan::{LaunchPlan, PlanInput};
 use run_dir::RunDir;
@@ -81,8 +84,23 @@ impl Start<'_> {
     fn print_plan(&self) -> Result<(), LaunchError> {
         let run_dir = run_dir::likely_path(&self.machine.temporary, self.machine.pid);
         self.check_files()?;
-        let plan = self.plan(&Search::new(self.args, &run_dir).run()?, &run_dir)?;
-        let text = if self.args.json_output { format!("{:#}\n", plan.json()) } else { plan.to_string() };
+        let found = Search::new(self.args, &run_dir).run()?;
+        let plan = self.plan(&found, &run_dir)?;
+        let memory = self.gpu_memory(&plan, &found, &run_dir);
+        let text = match (self.args.json_output, memory) {
+            (true, None) => format!("{:#}\n", plan.json()),
+            (true, Some(memory)) => {
+                let mut json = plan.json();
+                json["gpu_memory"] = match memory {
+                    Ok(memory) => serde_json::json!(memory),
+                    Err(reason) => serde_json::json!({"error": reason}),
+                };
+                format!("{json:#}\n")
+            }
+            (false, None) => plan.to_string(),
+            (false, Some(Ok(memory))) => format!("{plan}{memory}"),
+            (false, Some(Err(reason))) => format!("{plan}\nGPU memory: {reason}\n"),
+        };
         io::stdout().write_all(text.as_bytes()).map_err(system("print the plan"))
     }
 
@@ -134,10 +152,25 @@ impl Start<'_> {
         }
     }
 
-    fn plan(&self, found: &Found, run_dir: &std::path::Path) -> Result<LaunchPlan, LaunchError> {
+    fn plan(&self, found: &Found, run_dir: &Path) -> Result<LaunchPlan, LaunchError> {
+        Ok(LaunchPlan::new(self.input(found, run_dir))?)
+    }
+
+    fn input<'a>(&'a self, found: &'a Found, run_dir: &'a Path) -> PlanInput<'a> {
         let Self { args, variables, machine, log_level } = self;
         let Found { model, adapters } = found;
-        Ok(LaunchPlan::new(PlanInput { args, model, adapters, machine, variables, log_level, run_dir })?)
+        PlanInput { args, model, adapters, machine, variables, log_level, run_dir }
+    }
+
+    /// What the model takes of a GPU, where one computes.
+    fn gpu_memory(
+        &self,
+        plan: &LaunchPlan,
+        found: &Found,
+        run_dir: &Path,
+    ) -> Option<Result<GpuMemory, String>> {
+        let input = self.input(found, run_dir);
+        GpuMemory::can_be_asked(input, plan).then(|| GpuMemory::ask(input, plan))
     }
 
     /// Says what was decided, before it starts.

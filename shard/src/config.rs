@@ -14,6 +14,7 @@ use crate::backend::{CacheDType, DeviceChoice};
 use crate::engine::warmup::MemoryShare;
 use crate::model::{LoadOptions, RopeOverride, WeightOrigin};
 use crate::sampling::penalties::Watermark;
+use crate::weights::Elements;
 
 /// Most shards of a model.
 pub const SHARDS_MAX: usize = GroupSpec::WORLD_MAX;
@@ -31,7 +32,51 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Loads a model and serves it
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
+    /// Prints how much of a GPU's memory a model takes, as JSON
+    Plan(PlanArgs),
+}
+
+/// What was typed after `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Directory of the checkpoint
+    pub model_id: PathBuf,
+    /// Number of shards
+    #[arg(long, default_value_t = 1)]
+    pub world_size: usize,
+    /// float16, bfloat16 or float32; what config.json says, if absent
+    #[arg(long)]
+    pub dtype: Option<String>,
+    /// fp8_e4m3fn or fp8_e5m2; the model's type, if absent
+    #[arg(long)]
+    pub kv_cache_dtype: Option<String>,
+    /// auto, or dummy: weights in the shapes that config.json describes
+    #[arg(long, default_value = "auto")]
+    pub load_format: String,
+    /// Tokens of the largest prefill
+    #[arg(long, default_value_t = 4096)]
+    pub max_batch_prefill_tokens: usize,
+    /// Requests that are answered at once
+    #[arg(long, default_value_t = 128)]
+    pub max_concurrent_requests: usize,
+}
+
+impl PlanArgs {
+    /// Element type of the cache, if not the model's.
+    pub fn cache(&self) -> Result<Option<CacheDType>, ConfigError> {
+        self.kv_cache_dtype.as_deref().map(cache_dtype).transpose()
+    }
+
+    /// What of the weights there is to plan with.
+    pub fn load(&self) -> Result<LoadOptions, ConfigError> {
+        let dtype = self.dtype.as_deref().map(dtype).transpose()?;
+        let weights = match self.load_format.as_str() {
+            "dummy" => WeightOrigin::Random(DUMMY_SEED),
+            _ => WeightOrigin::Directory,
+        };
+        Ok(LoadOptions { dtype, weights, elements: Elements::Absent })
+    }
 }
 
 /// What was typed after `serve`, and the variables that go with it.
@@ -90,6 +135,9 @@ pub struct ServeArgs {
     /// Accepted for compatibility: traces are not exported
     #[arg(long, default_value = "text-generation-inference.server")]
     pub otlp_service_name: String,
+    /// On GPUs, compute a token the same to the last bit whatever it is batched with
+    #[arg(long)]
+    pub batch_invariant: bool,
     /// Threads for the model; as many as the machine has, if absent
     #[arg(long, env = "OMP_NUM_THREADS")]
     pub threads: Option<NonZeroUsize>,
@@ -144,6 +192,8 @@ pub struct Config {
     pub device: DeviceChoice,
     /// Element type of keys and values, if not the model's.
     pub cache: Option<CacheDType>,
+    /// Whether a token is the same to the last bit whatever it is batched with, on GPUs too.
+    pub batch_invariant: bool,
     /// Threads for the model.
     pub threads: NonZeroUsize,
     /// The memory the cache may take.
@@ -263,6 +313,7 @@ impl TryFrom<ServeArgs> for Config {
             group: (world > 1).then(|| GroupSpec { path: with_ending(&args.uds_path, "group"), rank, world }),
             device: device(&args.device)?,
             cache: args.kv_cache_dtype.as_deref().map(cache_dtype).transpose()?,
+            batch_invariant: args.batch_invariant,
             threads: args.threads.unwrap_or_else(|| threads_of_one(world)),
             memory: MemoryShare(fraction * wiggle_room),
             watermark: Watermark { gamma: args.watermark_gamma, delta },
@@ -290,7 +341,8 @@ fn load_options(args: &ServeArgs) -> Result<LoadOptions, ConfigError> {
             return Err(ConfigError::Unsupported(format!("--load-format {other} (served: auto, dummy)")));
         }
     };
-    Ok(LoadOptions { dtype: args.dtype.as_deref().map(dtype).transpose()?, weights })
+    let dtype = args.dtype.as_deref().map(dtype).transpose()?;
+    Ok(LoadOptions { dtype, weights, elements: Elements::Loaded })
 }
 
 /// The seed of made-up weights: the same ones at every start.
@@ -396,8 +448,8 @@ mod tests {
 
     fn config(flags: &[&str]) -> Result<Config, ConfigError> {
         let arguments = ["text-generation-shard", "serve", "/"].iter().chain(flags);
-        let Command::Serve(args) = Cli::try_parse_from(arguments).unwrap().command;
-        args.try_into()
+        let Command::Serve(args) = Cli::try_parse_from(arguments).unwrap().command else { panic!("serve") };
+        (*args).try_into()
     }
 
     #[test]
@@ -465,8 +517,8 @@ mod tests {
     #[test]
     fn a_model_that_is_not_there_is_named() {
         let arguments = ["text-generation-shard", "serve", "/no/model"];
-        let Command::Serve(args) = Cli::try_parse_from(arguments).unwrap().command;
-        let error = Config::try_from(args).unwrap_err();
+        let Command::Serve(args) = Cli::try_parse_from(arguments).unwrap().command else { panic!("serve") };
+        let error = Config::try_from(*args).unwrap_err();
         assert_eq!(error.to_string(), "model directory `/no/model` does not exist");
     }
 }

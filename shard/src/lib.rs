@@ -16,6 +16,7 @@
 //! - [`cache`]: keys and values of all requests, by slot.
 //! - [`collective`]: what the ranks of a model do together.
 //! - [`backend`]: the device, its tensors, and the list of operations that layers call.
+//! - `plan`: how much of a GPU's memory a model takes, before any of it is taken (feature `cuda`).
 //! - [`doctor`]: a process of its own that checks what this machine computes.
 //!
 //! Invariants:
@@ -35,6 +36,8 @@ pub mod doctor;
 pub mod engine;
 pub mod layers;
 pub mod model;
+#[cfg(feature = "gpu")]
+pub mod plan;
 pub mod sampling;
 pub mod server;
 mod small_file;
@@ -55,9 +58,11 @@ use telemetry::progress::ProgressStyle;
 use tokio::signal::unix::{SignalKind, signal};
 
 use adapters::AdapterLayout;
+#[cfg(feature = "gpu")]
+use backend::CacheDType;
 use backend::{Device, DeviceOptions};
 use collective::Ranks;
-use config::{AdapterSource, Cli, Command, Config};
+use config::{AdapterSource, Cli, Command, Config, PlanArgs};
 use engine::Engine;
 use engine::adapters::AdapterId;
 use layers::Adapter;
@@ -83,17 +88,57 @@ pub fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(help_or_mistake.exit_code() as u8);
         }
     };
-    let Command::Serve(args) = command;
+    let args = match command {
+        Command::Serve(args) => args,
+        Command::Plan(args) => return report(print_plan(&args), "Error"),
+    };
     let rank = args.rank.unwrap_or(0);
-    match Config::try_from(args).map_err(anyhow::Error::from).and_then(serve) {
+    let served = Config::try_from(*args).map_err(anyhow::Error::from).and_then(serve);
+    report(served, &format!("Error: shard {rank}"))
+}
+
+fn report(result: anyhow::Result<()>, what: &str) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // In one piece: several shards may have the same to say at the same time.
-            let line = format!("Error: shard {rank}: {error}\n");
-            drop(io::stderr().write_all(line.as_bytes()));
+            drop(io::stderr().write_all(format!("{what}: {error}\n").as_bytes()));
             ExitCode::FAILURE
         }
     }
+}
+
+#[cfg(not(feature = "gpu"))]
+fn print_plan(_: &PlanArgs) -> anyhow::Result<()> {
+    anyhow::bail!("this program was built without CUDA (feature `cuda`): there is no GPU to plan for")
+}
+
+/// What a GPU needs for the model, in bytes, and what there is, if there is one.
+#[cfg(feature = "gpu")]
+fn print_plan(args: &PlanArgs) -> anyhow::Result<()> {
+    let blueprint = Blueprint::read(&args.model_id, args.world_size, None)?;
+    let options = args.load()?;
+    let dtype = blueprint.dtype(&options);
+    let assumptions = plan::Assumptions {
+        partition: weights::Partition { rank: 0, world: args.world_size },
+        dtype,
+        cache: args.cache()?.map_or(dtype.into(), CacheDType::element),
+        tokens: args.max_batch_prefill_tokens,
+        requests: args.max_concurrent_requests,
+    };
+    let plan = plan::MemoryPlan::make(&blueprint, &options, assumptions)?;
+    #[cfg(feature = "cuda")]
+    let total = kernels::cuda::Gpu::open(0).and_then(|gpu| gpu.memory()).ok().map(|memory| memory.total);
+    #[cfg(not(feature = "cuda"))]
+    let total: Option<usize> = None;
+    let text = serde_json::json!({
+        "weights": plan.weights,
+        "workspace": plan.workspace,
+        "cache_block": plan.block,
+        "block_tokens": engine::commands::BLOCK_SIZE.get(),
+        "total": total,
+    });
+    Ok(writeln!(io::stdout(), "{text}")?)
 }
 
 /// Loads, then listens: a socket that exists is a shard that is ready.
@@ -117,9 +162,13 @@ fn serve(config: Config) -> anyhow::Result<()> {
             threads: config.threads,
             dtype: blueprint.dtype(&config.load),
             cache: config.cache,
+            batch_invariant: config.batch_invariant,
         },
         &ranks,
     )?;
+    let ranks = ranks.on(&device)?;
+    #[cfg(feature = "gpu")]
+    check_memory(&blueprint, &config, &device, &ranks)?;
     let tokenizer = Tokenizer::load(&config.model)?;
     let model = load_model(&blueprint, &config, device.clone(), ranks.clone())?;
     let dtype = model.shape().dtype;
@@ -162,6 +211,36 @@ fn serve(config: Config) -> anyhow::Result<()> {
     // A step that is still running must not hold the process back.
     runtime.shutdown_background();
     served
+}
+
+/// Says what the model takes of a GPU, before it takes any of it; errors when that is more than there is.
+#[cfg(feature = "gpu")]
+fn check_memory(
+    blueprint: &Blueprint,
+    config: &Config,
+    device: &Device,
+    ranks: &Ranks,
+) -> anyhow::Result<()> {
+    let Some(memory) = device.memory()? else { return Ok(()) };
+    let dtype = blueprint.dtype(&config.load);
+    let assumptions = plan::Assumptions {
+        partition: ranks.partition(),
+        dtype,
+        cache: config.cache.map_or(dtype.into(), CacheDType::element),
+        // The least of a step: how large it gets is said by the warm-up.
+        tokens: 1,
+        requests: 1,
+    };
+    let plan = plan::MemoryPlan::make(blueprint, &config.load, assumptions)?;
+    tracing::info!(weights = plan.weights, free = memory.free, total = memory.total, "memory of the GPU");
+    let needed = plan.weights + plan.workspace + plan.block;
+    anyhow::ensure!(
+        needed <= memory.free,
+        "this shard of the model needs {} MiB of the GPU, of which {} MiB are free: use more shards, or a smaller --dtype",
+        needed >> 20,
+        memory.free >> 20
+    );
+    Ok(())
 }
 
 /// Loads the model, and shows how far that is.

@@ -147,6 +147,8 @@ pub enum Operation {
     Barrier,
     /// Agree on the least of their numbers.
     Least,
+    /// Tell the others bytes.
+    Broadcast,
     /// Sum vectors.
     AllReduce,
     /// Put columns side by side.
@@ -161,12 +163,14 @@ impl Operation {
             Operation::AllReduce => 2,
             Operation::AllGatherColumns => 3,
             Operation::Least => 4,
+            Operation::Broadcast => 5,
         }
     }
 
     /// Reads what [`number`](Self::number) wrote. None when nobody did.
     pub(super) fn from_number(number: u64) -> Option<Self> {
-        [Operation::Barrier, Operation::AllReduce, Operation::AllGatherColumns, Operation::Least]
+        use Operation::{AllGatherColumns, AllReduce, Barrier, Broadcast, Least};
+        [Barrier, AllReduce, AllGatherColumns, Least, Broadcast]
             .into_iter()
             .find(|operation| operation.number() == number)
     }
@@ -177,6 +181,7 @@ impl fmt::Display for Operation {
         f.write_str(match self {
             Operation::Barrier => "barrier",
             Operation::Least => "least",
+            Operation::Broadcast => "broadcast",
             Operation::AllReduce => "all_reduce",
             Operation::AllGatherColumns => "all_gather_columns",
         })
@@ -192,9 +197,9 @@ pub struct Call {
     pub work: u64,
     /// What it is. None when a rank has written nonsense into the shared memory.
     pub operation: Option<Operation>,
-    /// Rows of the result.
+    /// Rows of the result; of a broadcast, the rank whose bytes they are.
     pub rows: u64,
-    /// Columns of the result: of one row, the elements of a sum.
+    /// Columns of the result: of one row, the elements of a sum, or the bytes of a broadcast.
     pub cols: u64,
     /// A hash of how the columns are divided between the ranks.
     pub division: u64,
@@ -206,6 +211,9 @@ impl fmt::Display for Call {
         write!(f, "call {index} for work {work:x}, ")?;
         match self.operation {
             Some(operation @ (Operation::Barrier | Operation::Least)) => write!(f, "{operation}"),
+            Some(operation @ Operation::Broadcast) => {
+                write!(f, "{operation} of {cols} bytes from rank {rows}")
+            }
             Some(operation @ Operation::AllReduce) => {
                 write!(f, "{operation} of {cols} elements")
             }

@@ -114,6 +114,39 @@ impl LocalGroup {
         })
     }
 
+    /// `bytes` becomes what rank `root` brings. Its length has to be the same on all. Panics when there is no such rank.
+    pub fn broadcast_bytes(&self, root: usize, bytes: &mut [u8]) -> Result<(), GroupError> {
+        assert!(root < self.world(), "rank {root} of {}", self.world());
+        self.call(Operation::Broadcast, [root as u64, bytes.len() as u64, 0], |group, turn, call| {
+            let mut pieces = bytes.chunks_mut(SLOT_LEN * size_of::<f32>());
+            let mut next = pieces.next().or(Some(&mut []));
+            while let Some(piece) = next {
+                // Floats that carry the bits; nobody calculates with them.
+                group.stage(turn, call, |slot| {
+                    if group.rank == root {
+                        slot.iter_mut().zip(piece.chunks(4)).for_each(|(to, from)| *to = pack(from));
+                    }
+                })?;
+                // SAFETY: all have arrived at this stage, and this rank not yet at the next one.
+                let words = unsafe { group.shared.numbers(root, turn.stage, 0..piece.len().div_ceil(4)) };
+                for (to, from) in piece.chunks_mut(4).zip(words) {
+                    to.copy_from_slice(&from.to_bits().to_le_bytes()[..to.len()]);
+                }
+                next = pieces.next();
+            }
+            Ok(())
+        })
+    }
+
+    /// Errors when the group has failed, or the process of a rank has ended: for who waits for the others elsewhere.
+    pub fn check(&self) -> Result<(), GroupError> {
+        self.check_failure()?;
+        match self.peers().find(|peer| !self.is_alive(*peer)) {
+            None => Ok(()),
+            Some(peer) => Err(self.error_of(self.shared.fail(Failure::Gone(peer)))),
+        }
+    }
+
     /// Sums `data` over all ranks, in place. Its length has to be the same on all.
     ///
     /// An element is ((d0 + d1) + d2) + ..., where dr is that of rank r: the same bits on every rank.
@@ -355,6 +388,13 @@ impl Drop for FailOnDrop<'_> {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// Up to four bytes as the bits of a float.
+fn pack(bytes: &[u8]) -> f32 {
+    let mut word = [0; 4];
+    word[..bytes.len()].copy_from_slice(bytes);
+    f32::from_bits(u32::from_le_bytes(word))
 }
 
 /// `len` elements in pieces that fit a slot: at least one, if only to meet.

@@ -32,7 +32,7 @@ const SEATS_AT: usize = 4096;
 const STATE_AT: usize = 128;
 
 /// Goes up with every change of what lies in the file or of what ranks say to each other.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 
 /// What a file of a group starts with.
 #[derive(Clone, Debug, PartialEq, Eq)]

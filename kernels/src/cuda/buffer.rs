@@ -160,6 +160,26 @@ impl Buffer {
         if T::ELEMENT == self.element { Ok(()) } else { Err(wrong_element(op, self.element)) }
     }
 
+    /// Some of its elements, to be written. Panics when it does not have them.
+    ///
+    /// # Safety
+    /// Nobody else has them.
+    pub(super) unsafe fn carve(&self, range: &Range<usize>) -> SliceMut<'_> {
+        SliceMut { ptr: self.at(range), element: self.element, len: range.len(), buffer: PhantomData }
+    }
+
+    /// Sets every byte of some elements. Panics when it does not have them.
+    ///
+    /// # Safety
+    /// Nobody else has them.
+    pub(super) unsafe fn fill_part(&self, range: &Range<usize>, byte: u8) -> Result<(), OpError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the buffer has the range.
+        unsafe { self.gpu.driver().fill(self.at(range), byte, range.len() * self.element.size()) }
+    }
+
     fn at(&self, range: &Range<usize>) -> DevicePtr {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} elements", self.len);
         DevicePtr(self.ptr.0 + (range.start * self.element.size()) as u64)

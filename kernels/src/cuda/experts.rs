@@ -84,7 +84,7 @@ impl ExpertSet {
     pub fn new(gpu: &Arc<Gpu>, weights: Vec<ExpertWeights>) -> Result<Self, OpError> {
         let shape = weights.first().map(|first| &first.gate.0);
         let (element, inner, width) =
-            shape.map_or((Element::F32, 0, 0), |gate| (gate.buffer.element(), gate.rows, gate.cols));
+            shape.map_or((Element::F32, 0, 0), |gate| (gate.memory.element(), gate.rows, gate.cols));
         if !weights.is_empty() && (inner == 0 || width == 0) {
             return Err(OpError::unsupported(OP, "experts without inputs or without an inner width"));
         }

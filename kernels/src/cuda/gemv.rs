@@ -98,6 +98,67 @@ impl Shape {
     }
 }
 
+impl GemvParams {
+    /// With the number of blocks that have 8 * `tiles` weights each.
+    fn new(
+        op: &'static str,
+        input: Input<'_>,
+        products: &[Product<'_>],
+        tiles: u32,
+    ) -> Result<(Self, u32), OpError> {
+        let Input { elements, rows, heads, inputs } = input;
+        let [rows, inputs, input_stride] =
+            numbers(op, [("rows", rows), ("inputs", inputs), ("stride of the input", heads * inputs)])?;
+        let mut params = Self {
+            input: elements.ptr,
+            weight: [DevicePtr::NULL; PRODUCTS],
+            bias: [DevicePtr::NULL; PRODUCTS],
+            out: [DevicePtr::NULL; PRODUCTS],
+            outputs: [0; PRODUCTS],
+            weight_stride: [0; PRODUCTS],
+            first_block: [u32::MAX; PRODUCTS],
+            is_float: [0; PRODUCTS],
+            add: [0; PRODUCTS],
+            out_stride: [0; PRODUCTS],
+            rows,
+            inputs,
+            input_stride,
+            input_head: inputs,
+            weight_head: 0,
+            out_head: 0,
+        };
+        let mut blocks = 0;
+        for (index, Product { weight, bias, out, add }) in products.iter().enumerate() {
+            let outputs = weight.rows / heads;
+            let weight_head = if heads == 1 { 0 } else { outputs * weight.stride };
+            // Where there are heads, there is one product.
+            [
+                params.outputs[index],
+                params.weight_stride[index],
+                params.out_stride[index],
+                params.weight_head,
+            ] = numbers(
+                op,
+                [
+                    ("outputs", outputs),
+                    ("stride of a weight", weight.stride),
+                    ("stride of the output", weight.rows),
+                    ("weight of a head", weight_head),
+                ],
+            )?;
+            params.out_head = params.outputs[index];
+            params.weight[index] = weight.elements.ptr;
+            params.bias[index] = Slice::ptr_or_null(*bias);
+            params.out[index] = out.ptr;
+            params.first_block[index] = blocks;
+            params.is_float[index] = u32::from(out.element() == Element::F32);
+            params.add[index] = u32::from(*add);
+            blocks += params.outputs[index].div_ceil(8 * tiles);
+        }
+        Ok((params, blocks))
+    }
+}
+
 /// Up to [`PRODUCTS`] products of one input, in one launch. With 16-bit types there are at most [`ROWS_MAX`] rows. Shapes
 /// are right, and there are rows and inputs.
 pub(super) fn gemv(
@@ -107,68 +168,20 @@ pub(super) fn gemv(
     products: &mut [Product<'_>],
 ) -> Result<(), OpError> {
     let Input { elements, rows, heads, inputs } = input;
-    let all = products.iter().map(|product| product.weight.rows).sum();
-    let Shape { kernel, rows: rows_of_block, tiles } = Shape::new(gpu, elements.element(), rows, all)
+    let outputs = products.iter().map(|product| product.weight.rows).sum();
+    let Shape { kernel, rows: rows_of_block, tiles } = Shape::new(gpu, elements.element(), rows, outputs)
         .ok_or_else(|| super::buffer::wrong_element(op, elements.element()))?;
-    let first = products.first().map_or((0, 0), |product| (product.weight.rows, product.weight.stride));
-    let [rows, inputs, input_stride, weight_head, out_head] = numbers(
-        op,
-        [
-            ("rows", rows),
-            ("inputs", inputs),
-            ("stride of the input", heads * inputs),
-            ("weight of a head", if heads == 1 { 0 } else { first.0 / heads * first.1 }),
-            ("outputs of a head", first.0 / heads),
-        ],
-    )?;
-    let mut params = GemvParams {
-        input: elements.ptr,
-        weight: [DevicePtr::NULL; PRODUCTS],
-        bias: [DevicePtr::NULL; PRODUCTS],
-        out: [DevicePtr::NULL; PRODUCTS],
-        outputs: [0; PRODUCTS],
-        weight_stride: [0; PRODUCTS],
-        first_block: [u32::MAX; PRODUCTS],
-        is_float: [0; PRODUCTS],
-        add: [0; PRODUCTS],
-        out_stride: [0; PRODUCTS],
-        rows,
-        inputs,
-        input_stride,
-        input_head: inputs,
-        weight_head,
-        out_head,
-    };
-    let mut blocks = 0;
-    for (index, Product { weight, bias, out, add }) in products.iter().enumerate() {
-        params.weight[index] = weight.elements.ptr;
-        params.bias[index] = Slice::ptr_or_null(*bias);
-        params.out[index] = out.ptr;
-        [params.outputs[index], params.weight_stride[index], params.out_stride[index]] = numbers(
-            op,
-            [
-                ("outputs", weight.rows / heads),
-                ("stride of a weight", weight.stride),
-                ("stride of the output", weight.rows),
-            ],
-        )?;
-        params.first_block[index] = blocks;
-        params.is_float[index] = u32::from(out.element() == Element::F32);
-        params.add[index] = u32::from(*add);
-        blocks += params.outputs[index].div_ceil(8 * tiles);
-    }
+    let (params, blocks) = GemvParams::new(op, input, products, tiles)?;
     if blocks == 0 {
         return Ok(());
     }
-    let rows = rows.div_ceil(rows_of_block as u32);
-    let grid = Grid {
-        blocks: [blocks, rows, heads as u32],
-        threads: threads(inputs as usize),
-        shared_bytes: ring_bytes(inputs as usize, tiles),
-    };
-    if rows > Grid::ACROSS_MAX || heads > Grid::ACROSS_MAX as usize {
-        return Err(OpError::unsupported(op, format!("{rows} blocks of rows, {heads} heads")));
+    let across = [rows.div_ceil(rows_of_block), heads];
+    if across.into_iter().any(|blocks| blocks > Grid::ACROSS_MAX as usize) {
+        return Err(OpError::unsupported(op, format!("{rows} rows, {heads} heads")));
     }
+    let [across, heads] = across.map(|blocks| blocks as u32);
+    let (threads, shared_bytes) = (threads(inputs), ring_bytes(inputs, tiles));
+    let grid = Grid { blocks: [blocks, across, heads], threads, shared_bytes };
     // SAFETY: input, weights, biases and outputs have as many elements as the numbers say.
     unsafe { gpu.launch(op, kernel, grid, &params) }
 }

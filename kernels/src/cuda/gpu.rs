@@ -28,6 +28,17 @@ pub struct Gpu {
     /// [`Products::Own`]
     own_products: AtomicBool,
     pub(super) captures: Mutex<Captures>,
+    origin: Origin,
+}
+
+/// What it was opened as.
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    #[cfg(feature = "cuda")]
+    Device(u32),
+    #[cfg(feature = "emulation")]
+    Emulated(super::Schedule),
+    Ledger(usize),
 }
 
 impl Gpu {
@@ -36,21 +47,43 @@ impl Gpu {
     /// Errors when there is no driver, no such GPU, or none that the kernels were compiled for; the reason is one line.
     #[cfg(feature = "cuda")]
     pub fn open(ordinal: u32) -> Result<Arc<Self>, OpError> {
-        Ok(Self::new(super::driver::nvidia::Nvidia::open(ordinal)?))
+        Ok(Self::new(super::driver::nvidia::Nvidia::open(ordinal)?, Origin::Device(ordinal)))
     }
 
     /// No GPU: kernels run on the CPU, thread by thread in the order that is asked for. For tests.
     #[cfg(feature = "emulation")]
     pub fn emulated(schedule: super::Schedule) -> Arc<Self> {
-        Self::new(super::driver::emulated::Emulated::new(schedule))
+        Self::new(super::driver::emulated::Emulated::new(schedule), Origin::Emulated(schedule))
     }
 
-    fn new(driver: impl Driver + 'static) -> Arc<Self> {
+    /// No GPU, but a count of what `total` bytes of one would be taken for. Everything succeeds, and nothing is computed.
+    pub fn ledger(total: usize) -> Arc<Self> {
+        Self::new(super::driver::ledger::Ledger::new(total), Origin::Ledger(total))
+    }
+
+    /// Whether its memory holds what is written there.
+    pub fn stores(&self) -> bool {
+        self.driver.stores()
+    }
+
+    /// The same device once more, with a stream of its own: for another rank that is a thread of this process.
+    pub fn sibling(&self) -> Result<Arc<Self>, OpError> {
+        match self.origin {
+            #[cfg(feature = "cuda")]
+            Origin::Device(ordinal) => Self::open(ordinal),
+            #[cfg(feature = "emulation")]
+            Origin::Emulated(schedule) => Ok(Self::emulated(schedule)),
+            Origin::Ledger(total) => Ok(Self::ledger(total)),
+        }
+    }
+
+    fn new(driver: impl Driver + 'static, origin: Origin) -> Arc<Self> {
         Arc::new(Self {
             driver: Box::new(Journaled::new(driver)),
             tunes: AtomicBool::new(false),
             own_products: AtomicBool::new(false),
             captures: Mutex::default(),
+            origin,
         })
     }
 

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Buffer, Element, Slice};
+use super::{Element, Piece, Slice};
 use crate::OpError;
 
 /// A weight matrix `[rows, cols]` on the device, row after row at even distances.
@@ -20,7 +20,7 @@ pub struct Matrix<'a> {
 #[derive(Clone, Debug)]
 pub struct OwnedMatrix {
     /// What it lies in, from the beginning on.
-    pub buffer: Arc<Buffer>,
+    pub memory: Arc<Piece>,
     /// Number of rows.
     pub rows: usize,
     /// Number of columns.
@@ -37,7 +37,7 @@ impl OwnedMatrix {
 
     /// As the operations take it.
     pub fn view(&self) -> Matrix<'_> {
-        Matrix { elements: self.buffer.all(), rows: self.rows, cols: self.cols, stride: self.stride }
+        Matrix { elements: self.memory.all(), rows: self.rows, cols: self.cols, stride: self.stride }
     }
 }
 

@@ -5,6 +5,7 @@
 //! - [`Uploader`], [`Download`]: copies that are under way while the process goes on
 //! - [`Graph`]: work that is recorded once and replayed
 //! - `driver/`: what a device has to be able to do; the CUDA driver does it, and for tests the emulator on a CPU
+//! - [`comm`]: what the ranks of a model do together
 //! - `checks/`: what a device has to get right
 //! - one file per family of operations, named as its kernels in `kernels/cuda/`: shapes are checked, then launched
 //!
@@ -17,6 +18,7 @@
 //! - No kernel looks at its neighbours' requests: sums run in an order that follows from the request alone.
 
 pub mod checks;
+pub mod comm;
 
 mod activation;
 mod attention;
@@ -36,10 +38,12 @@ mod matrix;
 mod norm;
 mod params;
 mod pointwise;
+mod probe;
 mod rope;
 mod routing;
 mod sampling;
 mod sequences;
+mod slab;
 mod transfer;
 mod units;
 
@@ -67,4 +71,5 @@ pub use rope::{RopeCacheWrite, RopeTable, rope_cache_write};
 pub use routing::{Routes, Routing, route};
 pub use sampling::{ALTERNATIVES_MAX, LISTED_MAX, Sampled, SamplerState, SamplingRow};
 pub use sequences::Sequences;
+pub use slab::{Piece, Slab};
 pub use transfer::{Download, Uploader};

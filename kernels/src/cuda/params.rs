@@ -2,7 +2,8 @@
 //! the two field by field.
 
 use super::{
-    attention, embedding, experts, gemm, gemv, logprobs, lora, norm, pointwise, rope, routing, sampling,
+    attention, comm, embedding, experts, gemm, gemv, logprobs, lora, norm, pointwise, probe, rope, routing,
+    sampling,
 };
 use crate::OpError;
 
@@ -83,7 +84,7 @@ pub(super) use kernels;
 
 /// Every struct of parameters, by module.
 pub fn layouts() -> Vec<Layout> {
-    vec![
+    let mut layouts = vec![
         attention::AttentionParams::LAYOUT,
         embedding::AddEmbeddingParams::LAYOUT,
         embedding::GatherParams::LAYOUT,
@@ -99,11 +100,14 @@ pub fn layouts() -> Vec<Layout> {
         pointwise::JoinParams::LAYOUT,
         pointwise::MapParams::LAYOUT,
         pointwise::RowsParams::LAYOUT,
+        probe::ProbeParams::LAYOUT,
         rope::RopeParams::LAYOUT,
         sampling::AdmitParams::LAYOUT,
         sampling::LogitsParams::LAYOUT,
         sampling::RowParams::LAYOUT,
         sampling::SampleParams::LAYOUT,
         routing::RouteParams::LAYOUT,
-    ]
+    ];
+    layouts.extend(comm::layouts());
+    layouts
 }

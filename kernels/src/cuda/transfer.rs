@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::buffer::wrong_element;
 use super::driver::{DevicePtr, Mark, Queue, Rows};
-use super::{Buffer, Element, Gpu, HostElement, Slice};
+use super::{Element, Gpu, HostElement, Slice, SliceMut};
 use crate::{DType, Matrix, OpError};
 
 const UPLOAD: &str = "upload";
@@ -61,7 +61,7 @@ impl Uploader {
     /// Errors when the buffer is not of floats of 16 or 32 bits, or the rows do not fit.
     pub fn rows(
         &mut self,
-        to: &mut Buffer,
+        to: SliceMut<'_>,
         offset: usize,
         stride: usize,
         from: Matrix<'_>,
@@ -79,7 +79,7 @@ impl Uploader {
         }
         self.gpu.driver().uploads_follow_work()?;
         let size = to.element().size();
-        let target = Target { at: to.all_mut().ptr, offset, stride, size };
+        let target = Target { at: to.ptr, offset, stride, size };
         if cols * size <= self.chunk_bytes {
             self.whole_rows(from, convert, target)
         } else {
@@ -303,7 +303,7 @@ impl<T> Drop for Download<T> {
 
 /// Memory of this process that the device reads and writes by itself.
 #[derive(Debug)]
-struct Pinned {
+pub(super) struct Pinned {
     gpu: Arc<Gpu>,
     ptr: NonNull<u8>,
 }
@@ -314,9 +314,14 @@ unsafe impl Send for Pinned {}
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self, OpError> {
+    pub(super) fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self, OpError> {
         gpu.outside_capture("pin")?;
         Ok(Self { gpu: gpu.clone(), ptr: gpu.driver().pin(bytes.max(1))? })
+    }
+
+    /// At a multiple of a page's size.
+    pub(super) fn ptr(&self) -> NonNull<u8> {
+        self.ptr
     }
 
     /// # Safety

@@ -3,6 +3,9 @@
 #![cfg(feature = "emulation")]
 
 mod captures;
+mod comm;
+mod conformity;
+mod faults;
 mod transfers;
 
 use std::collections::BTreeSet;
@@ -52,8 +55,24 @@ macro_rules! families {
 }
 
 families!(
-    norm, embedding, pointwise, rope, multiply, linear, gemm, graph, transfer, lora, sampling, logprobs,
-    attention, route, experts
+    probe,
+    probe_hopper,
+    norm,
+    embedding,
+    pointwise,
+    rope,
+    multiply,
+    linear,
+    gemm,
+    graph,
+    transfer,
+    lora,
+    sampling,
+    logprobs,
+    attention,
+    route,
+    experts,
+    all_reduce
 );
 
 #[test]

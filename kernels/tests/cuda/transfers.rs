@@ -24,7 +24,7 @@ fn an_upload_is_there_when_it_has_been_waited_for() {
     let mut buffer = zeros(&gpu, 4);
     let bytes = bytes_of(&[1.0, 2.0, 3.0, 4.0]);
     let matrix = Matrix::new(&bytes, DType::F32, 2, 2).expect("a matrix");
-    uploader.rows(&mut buffer, 0, 2, matrix).expect("an upload");
+    uploader.rows(buffer.all_mut(), 0, 2, matrix).expect("an upload");
     // Here the emulator is as late as a device may be.
     assert_eq!(buffer.read::<f32>().expect("read"), [0.0; 4]);
     uploader.finish().expect("all uploads");
@@ -40,8 +40,8 @@ fn an_uploader_and_the_buffers_it_writes_may_go_before_it_is_done() {
     let matrix = Matrix::new(&bytes, DType::F32, 3, 1000).expect("a matrix");
     let mut kept = zeros(&gpu, 3000);
     let mut uploader = Uploader::new(&gpu, 4096, 2).expect("an uploader");
-    uploader.rows(&mut zeros(&gpu, 3000), 0, 1000, matrix).expect("an upload");
-    uploader.rows(&mut kept, 0, 1000, matrix).expect("an upload");
+    uploader.rows(zeros(&gpu, 3000).all_mut(), 0, 1000, matrix).expect("an upload");
+    uploader.rows(kept.all_mut(), 0, 1000, matrix).expect("an upload");
     drop(uploader);
     assert_eq!(kept.read::<f32>().expect("read"), [1.0; 3000]);
 }
@@ -53,16 +53,16 @@ fn rows_that_do_not_fit_are_refused() {
     let bytes = bytes_of(&[1.0; 6]);
     let matrix = Matrix::new(&bytes, DType::F32, 2, 3).expect("a matrix");
     let mut buffer = zeros(&gpu, 8);
-    uploader.rows(&mut buffer, 1, 4, matrix).expect("exactly enough room");
+    uploader.rows(buffer.all_mut(), 1, 4, matrix).expect("exactly enough room");
     for (offset, stride) in [(2, 4), (0, 6), (0, 2), (usize::MAX, 3), (0, usize::MAX)] {
-        let error = uploader.rows(&mut buffer, offset, stride, matrix).expect_err("no room");
+        let error = uploader.rows(buffer.all_mut(), offset, stride, matrix).expect_err("no room");
         assert!(matches!(error, OpError::Length { op: "upload", found: 8, .. }), "{error}");
     }
     let mut words = gpu.buffer(Element::U32, 8).expect("memory");
-    let error = uploader.rows(&mut words, 0, 3, matrix).expect_err("no floats");
+    let error = uploader.rows(words.all_mut(), 0, 3, matrix).expect_err("no floats");
     assert_eq!(error.to_string(), "upload: not for elements of type U32");
     let nothing = Matrix::new(&[], DType::F32, 0, 3).expect("no rows");
-    uploader.rows(&mut buffer, 8, 0, nothing).expect("nothing to do");
+    uploader.rows(buffer.all_mut(), 8, 0, nothing).expect("nothing to do");
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn copies_from_and_to_the_host_cannot_be_recorded() {
     let mut buffer = zeros(&gpu, 4);
     let bytes = bytes_of(&[1.0; 4]);
     let matrix = Matrix::new(&bytes, DType::F32, 2, 2).expect("a matrix");
-    let error = gpu.capture(|| uploader.rows(&mut buffer, 0, 2, matrix)).expect_err("no graph");
+    let error = gpu.capture(|| uploader.rows(buffer.all_mut(), 0, 2, matrix)).expect_err("no graph");
     assert_eq!(error.to_string(), "upload: not while a graph is captured");
     let error = gpu.capture(|| download.start(buffer.all())).expect_err("no graph");
     assert_eq!(error.to_string(), "download: not while a graph is captured");

@@ -7,14 +7,20 @@
 //!
 //! An argument chooses the families whose names contain it.
 
+mod all_reduce;
 mod attention;
 mod child;
 mod embedding;
+mod experts;
 mod library;
+mod linear;
 mod logprobs;
+mod lora;
 mod norm;
 mod pointwise;
+mod probe;
 mod rope;
+mod route;
 mod sampling;
 
 use std::process::ExitCode;
@@ -39,13 +45,19 @@ pub(crate) struct Mutation {
 }
 
 const TABLES: &[&[Mutation]] = &[
+    probe::MUTATIONS,
     norm::MUTATIONS,
     embedding::MUTATIONS,
     pointwise::MUTATIONS,
     rope::MUTATIONS,
     attention::MUTATIONS,
+    linear::MUTATIONS,
+    lora::MUTATIONS,
+    route::MUTATIONS,
+    experts::MUTATIONS,
     sampling::MUTATIONS,
     logprobs::MUTATIONS,
+    all_reduce::MUTATIONS,
 ];
 
 fn main() -> ExitCode {

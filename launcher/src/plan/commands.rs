@@ -175,6 +175,7 @@ pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> Shard
     command.switch_if("--sharded", values.shard_count.value > 1);
     command.option_if("--dtype", args.dtype.as_ref());
     command.option_if("--kv-cache-dtype", args.kv_cache_dtype.as_ref().filter(|dtype| !dtype.is_empty()));
+    command.switch_if("--batch-invariant", args.batch_invariant);
     command.option_if("--device", Some(&args.device).filter(|device| *device != "auto"));
     command.option_if("--load-format", Some(&args.load_format).filter(|format| *format != "auto"));
     command.option_if("--rope-scaling", args.rope_scaling.as_ref());

@@ -134,7 +134,10 @@ impl Values {
             cpu_threads,
             compute_type: match &variables.compute_type {
                 Some(text) => Derived::new(text.clone(), "COMPUTE_TYPE"),
-                None => Derived::new(format!("{count}-cpu"), "number of shards and kind of device"),
+                None => Derived::new(
+                    format!("{count}-{}", shards::device(input).value),
+                    "number of shards and kind of device",
+                ),
             },
             address,
             address_warning,

@@ -1,18 +1,24 @@
 //! The operations on CPUs: tensors become slices, and the kernels do the work.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use kernels::collective::LocalGroup;
 use kernels::cpu::{self, Cpu};
 use kernels::{Activation, DType, Gating, OpError, RopeTable, Values};
 
 use super::{
     Attention, AttentionRules, AttentionScratch, CopyParts, DeviceMemory, Expert, ExpertScratch, ExpertSet,
-    Experts, Indices, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles, RopeCacheWrite,
-    Routes, Routing, SamplingState, SequenceBuffer, Tensor,
+    Experts, Indices, Link, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles,
+    RopeCacheWrite, Routes, Routing, SamplingState, SequenceBuffer, Tensor,
 };
 use crate::sampling::logprobs::Normalizer;
 use crate::sampling::{Choice, Pick, Scratch};
 use crate::weights::Weight;
+
+pub(super) fn link(_: &Cpu, group: &Arc<LocalGroup>) -> Result<Link, OpError> {
+    Ok(Link::Host(group.clone()))
+}
 
 pub(super) fn zeros(_: &Cpu, rows: usize, width: usize) -> Result<Tensor, OpError> {
     Tensor::host_zeros(rows, width)

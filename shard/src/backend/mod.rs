@@ -3,7 +3,7 @@
 //!
 //! - `tensor.rs`, `matrix.rs`: tensors and weights on the device
 //! - `step.rs`: what a step says about its tokens; `moe.rs`: experts; `scratch.rs`: what operations keep between steps
-//! - `open.rs`: which device it is
+//! - `open.rs`: which device it is; `link.rs`: how the devices of several ranks meet
 //! - `cpu.rs`: the operations on CPUs; `cuda/`: on NVIDIA GPUs (feature `cuda`)
 //!
 //! Operations are asynchronous where the device is: their errors are wrong arguments, found before anything runs, or a
@@ -12,6 +12,7 @@
 mod cpu;
 #[cfg(feature = "gpu")]
 mod cuda;
+mod link;
 mod matrix;
 mod moe;
 mod open;
@@ -23,6 +24,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 
+use kernels::collective::LocalGroup;
 use kernels::cpu::Cpu;
 use kernels::{
     Activation, DType, Gating, Groups, HeadShape, NormKind, Normalize, OpError, RopeLayout, Score,
@@ -30,6 +32,7 @@ use kernels::{
 
 #[cfg(feature = "gpu")]
 pub use cuda::Cuda;
+pub use link::Link;
 pub use matrix::{Matrix, Projection};
 pub use moe::{Expert, ExpertSet};
 pub use open::{CacheDType, DeviceChoice, DeviceOptions};
@@ -249,6 +252,11 @@ impl Device {
             #[cfg(feature = "gpu")]
             Self::Cuda(_) => pass(),
         }
+    }
+
+    /// What connects this device with those of the other ranks, which all call this. Errors when they do not come.
+    pub fn link(&self, group: &Arc<LocalGroup>) -> Result<Link, OpError> {
+        dispatch!(self, link(group))
     }
 
     /// A tensor of zeros for what flows through the layers, `[rows, width]`.

@@ -31,6 +31,17 @@ pub enum CacheDType {
     E5M2,
 }
 
+#[cfg(feature = "gpu")]
+impl CacheDType {
+    /// As a GPU has it.
+    pub fn element(self) -> kernels::cuda::Element {
+        match self {
+            Self::E4M3 => kernels::cuda::Element::E4M3,
+            Self::E5M2 => kernels::cuda::Element::E5M2,
+        }
+    }
+}
+
 /// What a device is opened for.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceOptions {
@@ -42,6 +53,8 @@ pub struct DeviceOptions {
     pub dtype: DType,
     /// What keys and values are, if not the same.
     pub cache: Option<CacheDType>,
+    /// Whether a token is the same to the last bit whatever it is batched with. On a CPU it always is.
+    pub batch_invariant: bool,
 }
 
 impl Device {
@@ -107,12 +120,10 @@ impl Device {
 
     #[cfg(feature = "gpu")]
     fn on(gpu: std::sync::Arc<kernels::cuda::Gpu>, options: DeviceOptions) -> Result<Self, OpError> {
-        use kernels::cuda::Element;
-        let cache = match options.cache {
-            None => options.dtype.into(),
-            Some(CacheDType::E4M3) => Element::E4M3,
-            Some(CacheDType::E5M2) => Element::E5M2,
-        };
+        if options.batch_invariant {
+            gpu.set_products(kernels::cuda::Products::Own);
+        }
+        let cache = options.cache.map_or(options.dtype.into(), CacheDType::element);
         Ok(Self::Cuda(std::sync::Arc::new(super::Cuda::new(gpu, options.dtype, cache)?)))
     }
 }
@@ -123,7 +134,8 @@ mod tests {
 
     fn open(choice: DeviceChoice, cache: Option<CacheDType>) -> Result<Device, OpError> {
         let threads = NonZeroUsize::MIN;
-        Device::open(DeviceOptions { choice, threads, dtype: DType::F32, cache }, &Ranks::alone())
+        let options = DeviceOptions { choice, threads, dtype: DType::F32, cache, batch_invariant: false };
+        Device::open(options, &Ranks::alone())
     }
 
     #[test]

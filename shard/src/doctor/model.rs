@@ -59,7 +59,7 @@ pub(super) fn check(gpu: &Arc<Gpu>, seed: u64, report: &mut Report) -> anyhow::R
 
 /// Rows of logits of all prompts together, and of the tokens that follow, which are the same on every device.
 fn logits(directory: &Path, device: Device, seed: u64) -> anyhow::Result<Vec<Vec<f32>>> {
-    let options = LoadOptions { dtype: None, weights: WeightOrigin::Random(seed) };
+    let options = LoadOptions { weights: WeightOrigin::Random(seed), ..LoadOptions::default() };
     let mut model =
         Blueprint::read(directory, 1, None)?.load(&options, device.clone(), Ranks::alone(), |_| ())?;
     let blocks = (PROMPTS.iter().max().copied().unwrap_or(0) + STEPS).div_ceil(BLOCK_SIZE.get() as usize);

@@ -134,7 +134,9 @@ impl Stepper {
         for span in &inputs.spans {
             rows[span.row].advance(span.tokens.len());
         }
-        choose(machine.device, inputs, sampling, logits, rows)
+        let choices = choose(machine.device, inputs, sampling, logits, rows)?;
+        machine.ranks.check()?;
+        Ok(choices)
     }
 }
 

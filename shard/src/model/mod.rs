@@ -52,7 +52,7 @@ use crate::backend::{Device, Tensor};
 use crate::cache::{KvShape, PagedKv};
 use crate::collective::Ranks;
 use crate::layers::{AdapterRows, LayerError};
-use crate::weights::{Checkpoint, Loader, Progress, RandomWeights, WeightError, WeightSource};
+use crate::weights::{Checkpoint, Elements, Loader, Progress, RandomWeights, WeightError, WeightSource};
 
 pub use config_file::{ConfigError, ConfigFile, Fields};
 pub use decoder::Decoder;
@@ -191,6 +191,8 @@ pub struct LoadOptions {
     pub dtype: Option<DType>,
     /// Where the weights come from.
     pub weights: WeightOrigin,
+    /// Whether they are loaded, or only their sizes are wanted.
+    pub elements: Elements,
 }
 
 /// Another rotary scaling than the model's own.
@@ -266,7 +268,8 @@ impl Blueprint {
                 WeightSource::Random(RandomWeights { seed: *seed, dtype })
             }
         };
-        let loader = Loader::new(source, ranks.partition(), options.dtype.filter(|_| !device.converts()));
+        let loader = Loader::new(source, ranks.partition(), options.dtype.filter(|_| !device.converts()))
+            .with_elements(options.elements);
         let decoder = Decoder::load(&self.spec, &loader, device.clone(), ranks)?;
         device.settle(&loader.mapped(), report)?;
         Ok(Box::new(decoder))

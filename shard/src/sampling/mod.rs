@@ -11,6 +11,8 @@
 //! - [`logprobs`]: log-softmax, best alternatives.
 //! - [`random`]: random numbers as a function of seed and index.
 
+#[cfg(test)]
+mod definition;
 pub mod logprobs;
 pub mod penalties;
 pub mod random;

@@ -25,10 +25,21 @@ pub struct Loader {
     source: WeightSource,
     partition: Partition,
     dtype: Option<DType>,
+    elements: Elements,
     /// What was left in the files so far.
     mapped: RefCell<Vec<FileRange>>,
     /// Linear layers so far.
     linears: RefCell<Vec<LinearOrigin>>,
+}
+
+/// Whether matrices have their elements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Elements {
+    /// They do.
+    #[default]
+    Loaded,
+    /// They have their sizes alone, for plans; whether the files have them is checked all the same.
+    Absent,
 }
 
 /// Where a linear layer comes from, so that an adapter's weights for it can be found and cut alike.
@@ -52,7 +63,13 @@ pub struct WeightPath<'a> {
 impl Loader {
     /// Matrices keep the type they are stored in, unless `dtype` names another.
     pub fn new(source: WeightSource, partition: Partition, dtype: Option<DType>) -> Self {
-        Self { source, partition, dtype, mapped: RefCell::default(), linears: RefCell::default() }
+        let (mapped, linears) = (RefCell::default(), RefCell::default());
+        Self { source, partition, dtype, elements: Elements::Loaded, mapped, linears }
+    }
+
+    /// The same, with or without elements.
+    pub fn with_elements(self, elements: Elements) -> Self {
+        Self { elements, ..self }
     }
 
     /// The root of all names.
@@ -129,10 +146,16 @@ impl<'a> WeightPath<'a> {
     pub fn matrix(&self, region: &Region) -> Result<Weight, WeightError> {
         let checkpoint = match &self.loader.source {
             WeightSource::Files(checkpoint) => checkpoint,
+            WeightSource::Random(random) if self.loader.elements == Elements::Absent => {
+                return Ok(Weight::absent(random.dtype, region.shape()));
+            }
             WeightSource::Random(random) => return Ok(random.matrix(&self.prefix, region)),
         };
         let (tensor, stored) = self.tensor(checkpoint, &region.stored_shapes())?;
         let dtype = self.loader.dtype.unwrap_or(stored);
+        if self.loader.elements == Elements::Absent {
+            return Ok(Weight::absent(dtype, region.shape()));
+        }
         if dtype == stored
             && let Some(weight) = Weight::mapped(&tensor, dtype, region)
         {

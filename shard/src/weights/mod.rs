@@ -31,7 +31,7 @@ pub use checkpoint::Checkpoint;
 pub use error::WeightError;
 pub(crate) use error::shown;
 pub use index::Index;
-pub use load::{LinearOrigin, Loader, WeightPath, WeightSource};
+pub use load::{Elements, LinearOrigin, Loader, WeightPath, WeightSource};
 pub use mapped::MappedFile;
 pub use partition::Partition;
 pub use prefetch::{Progress, prefetch};

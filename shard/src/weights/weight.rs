@@ -25,6 +25,8 @@ enum Storage {
     Mapped(FileRange),
     /// Elements that no file holds in this form. Not a slice: making one would copy them once more.
     Owned(Arc<Vec<u8>>),
+    /// Nowhere: all that is known is how large it is.
+    Absent,
 }
 
 /// Bytes of a mapped file.
@@ -97,10 +99,19 @@ impl Weight {
         Self { storage: Storage::Owned(Arc::new(bytes)), dtype, shape: [rows, cols], layout }
     }
 
+    /// The size of a weight, for plans: it has no elements.
+    pub(super) fn absent(dtype: DType, shape: [usize; 2]) -> Self {
+        let layout = RowLayout::strided(shape[1] * dtype.size());
+        Self { storage: Storage::Absent, dtype, shape, layout }
+    }
+
     /// Each of `parts` equal parts of the rows, turned: `[parts * rows, cols]` becomes `[parts * cols, rows]`.
     pub fn transpose_parts(&self, parts: usize) -> Self {
-        let matrix = self.matrix();
         let [rows, cols] = [self.shape[0] / parts, self.shape[1]];
+        if let Storage::Absent = self.storage {
+            return Self::absent(self.dtype, [parts * cols, rows]);
+        }
+        let matrix = self.matrix();
         // A row of the result is a column of a part.
         Self::from_rows(self.dtype, [parts * cols, rows], |row| {
             move |col| matrix.element(row / cols * rows + col, row % cols)
@@ -109,6 +120,9 @@ impl Weight {
 
     /// Every row divided by its length, in the same type.
     pub fn normalize_rows(&self) -> Self {
+        if let Storage::Absent = self.storage {
+            return self.clone();
+        }
         let matrix = self.matrix();
         let [rows, cols] = self.shape;
         let factor = |row: usize| {
@@ -123,11 +137,12 @@ impl Weight {
         })
     }
 
-    /// As the operations take it.
+    /// As the operations take it. Panics when it has no elements.
     pub fn matrix(&self) -> Matrix<'_> {
         let bytes = match &self.storage {
             Storage::Mapped(mapped) => mapped.bytes(),
             Storage::Owned(bytes) => bytes,
+            Storage::Absent => panic!("a weight that was loaded for its size has no elements"),
         };
         let [rows, cols] = self.shape;
         Matrix::with_layout(bytes, self.dtype, rows, cols, self.layout)
@@ -148,7 +163,7 @@ impl Weight {
     pub(super) fn file_range(&self) -> Option<FileRange> {
         match &self.storage {
             Storage::Mapped(mapped) => Some(mapped.clone()),
-            Storage::Owned(_) => None,
+            Storage::Owned(_) | Storage::Absent => None,
         }
     }
 
@@ -156,7 +171,7 @@ impl Weight {
     #[cfg(test)]
     pub(super) fn private_bytes(&self) -> usize {
         match &self.storage {
-            Storage::Mapped(_) => 0,
+            Storage::Mapped(_) | Storage::Absent => 0,
             Storage::Owned(bytes) => bytes.len(),
         }
     }
@@ -168,6 +183,7 @@ impl fmt::Debug for Weight {
         match &self.storage {
             Storage::Mapped(mapped) => write!(formatter, " in {:?}", mapped.file.path()),
             Storage::Owned(_) => formatter.write_str(" in memory"),
+            Storage::Absent => formatter.write_str(" nowhere"),
         }
     }
 }

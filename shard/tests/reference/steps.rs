@@ -58,6 +58,7 @@ impl Runner {
 
     /// One of several ranks, on this device.
     pub(crate) fn open_on(directory: &Path, device: Device, ranks: Ranks) -> Result<Self, String> {
+        let ranks = ranks.on(&device).map_err(|error| error.to_string())?;
         let model = model::load(directory, &LoadOptions::default(), device.clone(), ranks)
             .map_err(|error| error.to_string())?;
         let cache = PagedKv::new(&device, model.shape().kv, BLOCKS, BLOCK_SIZE).expect("a small cache fits");

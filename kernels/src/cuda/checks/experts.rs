@@ -65,8 +65,8 @@ impl Mixture {
             let mut projection = |rows, cols| -> Result<_, OpError> {
                 // Strides that differ.
                 let weight = Weight::random(c, element, rows, cols, index % 3 * 8)?;
-                let buffer = Arc::new(c.given(element, &weight.floats.host)?.buffer);
-                let matrix = cuda::OwnedMatrix { buffer, rows, cols, stride: weight.stride };
+                let memory = Arc::new(c.given(element, &weight.floats.host)?.buffer.into());
+                let matrix = cuda::OwnedMatrix { memory, rows, cols, stride: weight.stride };
                 let bias = c.floats(Element::F32, rows)?;
                 Ok(((weight, bias.host), (matrix, biased.then(|| Arc::new(bias.buffer)))))
             };

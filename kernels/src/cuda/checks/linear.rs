@@ -30,7 +30,9 @@ pub(super) fn check(c: &mut Checker) -> Result<(), OpError> {
         {
             per_head(c, element, rows, heads, inputs, outputs)?;
         }
-        anywhere(c, element)?;
+        for before in [[1, 0], [0, 3], [1, 1]] {
+            anywhere(c, element, before)?;
+        }
         alone(c, element, &[16, 8, 5, 3, 1], 16, 200, 270)?;
     }
     refused(c)
@@ -99,27 +101,28 @@ fn per_head(
     c.close(case, &out, &expected, roundings(element, inputs))
 }
 
-/// An input, a weight and an output that begin at addresses which vectors cannot have.
-fn anywhere(c: &mut Checker, element: Element) -> Result<(), OpError> {
+/// An input or a weight with so many elements before it, and an output, that begin where vectors cannot.
+fn anywhere(c: &mut Checker, element: Element, before: [usize; 2]) -> Result<(), OpError> {
     let (gpu, rows, inputs, outputs) = (c.gpu(), 3, 64, 10);
-    let input = c.floats(element, 1 + rows * inputs)?;
-    let weight = c.floats(element, 3 + outputs * inputs)?;
+    let input = c.random().numbers(rows * inputs);
+    let input = c.placed(element, before[0], &input, 0)?;
+    let weight = c.random().numbers(outputs * inputs);
+    let weight = c.placed(element, before[1], &weight, 0)?;
     let mut out = c.unwritten(element, 1 + rows * outputs)?;
+    let range = 1..out.len();
     let on_device = cuda::Matrix {
-        elements: weight.buffer.slice(3..weight.host.len()),
+        elements: weight.buffer.slice(before[1]..weight.buffer.len()),
         rows: outputs,
         cols: inputs,
         stride: inputs,
     };
-    let to = out.slice_mut(1..1 + rows * outputs);
-    let product = Product { weight: on_device, bias: None, out: to, add: false };
-    cuda::linear(&gpu, input.buffer.slice(1..input.host.len()), &mut [product])?;
-    let bytes: Vec<u8> = weight.host[3..].iter().flat_map(|value| value.to_le_bytes()).collect();
+    let product = Product { weight: on_device, bias: None, out: out.slice_mut(range.clone()), add: false };
+    cuda::linear(&gpu, input.buffer.slice(before[0]..input.buffer.len()), &mut [product])?;
+    let bytes: Vec<u8> = weight.host.iter().flat_map(|value| value.to_le_bytes()).collect();
     let matrix = Matrix::new(&bytes, DType::F32, outputs, inputs)?;
-    let expected = reference::linear(&input.host[1..], &matrix, None);
-    let mut found = c.unwritten(element, rows * outputs)?;
-    found.copy_from(out.slice(1..1 + rows * outputs))?;
-    c.close(format!("linear, {element:?}, anywhere"), &found, &expected, roundings(element, inputs))
+    let expected = reference::linear(&input.host, &matrix, None);
+    let case = format!("linear, {element:?}, {before:?} before");
+    c.close_within(case, &out, range, &expected, roundings(element, inputs))
 }
 
 /// Some of the rows alone have the same bits as all of them together.

@@ -6,6 +6,7 @@
 //!
 //! One file per family, as the operations have. To add a check: a case in its family's file.
 
+mod all_reduce;
 mod attention;
 mod embedding;
 mod experts;
@@ -16,6 +17,7 @@ mod lora;
 mod multiply;
 mod norm;
 mod pointwise;
+mod probe;
 mod rope;
 mod routing;
 mod sampling;
@@ -33,8 +35,10 @@ use crate::OpError;
 /// Runs the checks of a family.
 pub type Family = fn(&mut Checker) -> Result<(), OpError>;
 
-/// All families by name, those first that a Llama needs.
+/// All families by name: what the others rest on, then those first that a Llama needs.
 pub const FAMILIES: &[(&str, Family)] = &[
+    ("probe", probe::check),
+    ("probe_hopper", probe::check_hopper),
     ("norm", norm::check),
     ("embedding", embedding::check),
     ("pointwise", pointwise::check),
@@ -50,6 +54,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("attention", attention::plain::check_plain),
     ("route", routing::check),
     ("experts", experts::check),
+    ("all_reduce", all_reduce::check),
 ];
 
 /// The types that models compute in.

@@ -40,7 +40,7 @@ fn uploads(
         let (values, bytes, stride) = stored(c, dtype, rows, cols + gap);
         let layout = RowLayout::strided(stride);
         let matrix = Matrix::with_layout(&bytes, dtype, rows, cols, layout)?;
-        uploader.rows(&mut buffer, offset, cols + gap, matrix)?;
+        uploader.rows(buffer.all_mut(), offset, cols + gap, matrix)?;
         for row in 0..rows {
             for col in 0..cols {
                 expected[offset + row * (cols + gap) + col] =

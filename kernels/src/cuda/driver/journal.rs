@@ -42,6 +42,8 @@ enum Work {
     Product([usize; 3]),
     Bytes(usize),
     Graph(usize),
+    #[cfg(feature = "cuda")]
+    Library,
 }
 
 impl fmt::Display for Entry {
@@ -54,6 +56,8 @@ impl fmt::Display for Entry {
             }
             Work::Bytes(bytes) => write!(f, "{op} ({bytes} bytes)"),
             Work::Graph(operations) => write!(f, "{op} (graph of {operations})"),
+            #[cfg(feature = "cuda")]
+            Work::Library => write!(f, "{op} (by a library)"),
         }
     }
 }
@@ -150,6 +154,10 @@ impl<D: Driver> Journaled<D> {
 impl<D: Driver> Driver for Journaled<D> {
     fn properties(&self) -> &Properties {
         self.driver.properties()
+    }
+
+    fn stores(&self) -> bool {
+        self.driver.stores()
     }
 
     fn memory(&self) -> Result<Memory, OpError> {
@@ -293,6 +301,29 @@ impl<D: Driver> Driver for Journaled<D> {
     unsafe fn forget(&self, recorded: Recorded) {
         // SAFETY: as the caller vouches.
         unsafe { self.driver.forget(recorded) }
+    }
+
+    fn identity(&self) -> u64 {
+        self.driver.identity()
+    }
+
+    unsafe fn export(&self, ptr: DevicePtr) -> Result<[u8; 64], OpError> {
+        // SAFETY: as the caller vouches.
+        self.ask(|driver| unsafe { driver.export(ptr) })
+    }
+
+    unsafe fn import(&self, handle: &[u8; 64]) -> Result<DevicePtr, OpError> {
+        // SAFETY: as the caller vouches.
+        self.ask(|driver| unsafe { driver.import(handle) })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_stream(
+        &self,
+        op: &'static str,
+        run: &mut dyn FnMut(*mut c_void) -> Result<(), OpError>,
+    ) -> Result<(), OpError> {
+        self.start(op, Work::Library, |driver| driver.on_stream(op, run))
     }
 
     fn synchronize(&self, op: &'static str) -> Result<(), OpError> {

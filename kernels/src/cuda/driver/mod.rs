@@ -3,6 +3,7 @@
 #[cfg(feature = "emulation")]
 pub(super) mod emulated;
 pub(super) mod journal;
+pub(super) mod ledger;
 #[cfg(feature = "cuda")]
 pub(super) mod nvidia;
 
@@ -197,6 +198,11 @@ pub(super) trait Driver: Send + Sync + Debug {
     /// What the device is.
     fn properties(&self) -> &Properties;
 
+    /// Whether its memory holds what is written there. One that only counts does not.
+    fn stores(&self) -> bool {
+        true
+    }
+
     /// How much memory there is.
     fn memory(&self) -> Result<Memory, OpError>;
 
@@ -337,6 +343,29 @@ pub(super) trait Driver: Send + Sync + Debug {
     /// # Safety
     /// It has not been forgotten before.
     unsafe fn forget(&self, recorded: Recorded);
+
+    /// Which device this is, among those of this process.
+    fn identity(&self) -> u64;
+
+    /// What lets another process use this memory.
+    ///
+    /// # Safety
+    /// It comes from `allocate`, and stays allocated while others use it.
+    unsafe fn export(&self, ptr: DevicePtr) -> Result<[u8; 64], OpError>;
+
+    /// The memory of another process, for as long as this one lives. Errors when it cannot be reached.
+    ///
+    /// # Safety
+    /// The handle comes from `export` in another process, which keeps the memory.
+    unsafe fn import(&self, handle: &[u8; 64]) -> Result<DevicePtr, OpError>;
+
+    /// Has a library start something on the stream of work, in whose context this thread is then.
+    #[cfg(feature = "cuda")]
+    fn on_stream(
+        &self,
+        op: &'static str,
+        run: &mut dyn FnMut(*mut c_void) -> Result<(), OpError>,
+    ) -> Result<(), OpError>;
 
     /// Waits until all work is done; the errors of what ran come here at the latest.
     fn synchronize(&self, op: &'static str) -> Result<(), OpError>;

@@ -6,8 +6,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
+use kernels::collective::LocalGroup;
 use kernels::cuda::{
-    self, Buffer, Element, Gpu, HostElement, OwnedMatrix, Slice, SliceMut, Uploader, Values,
+    self, Buffer, Element, Gpu, HostElement, OwnedMatrix, Piece, Slab, Slice, SliceMut, Uploader, Values,
 };
 use kernels::{Activation, DType, Gating, OpError};
 
@@ -17,10 +18,27 @@ pub(super) use sampling::{choose, row_logprobs, sampling_state};
 use super::tensor::{Storage, element_count, rows_of};
 use super::{
     Attention, AttentionRules, AttentionScratch, CopyParts, DeviceMemory, Expert, ExpertScratch, ExpertSet,
-    Experts, Indices, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles, RopeCacheWrite,
-    Routes, Routing, SequenceBuffer, Tensor,
+    Experts, Indices, Link, LowRank, Matrix, MatrixStorage, Norm, Product, Projection, RopeAngles,
+    RopeCacheWrite, Routes, Routing, SequenceBuffer, Tensor,
 };
 use crate::weights::Weight;
+
+/// Small weights share pieces of memory, since a driver's pages are 2 MiB. The pieces become larger as there are more.
+const SLAB_BYTES_FIRST: usize = 1 << 20;
+const SLAB_BYTES_MAX: usize = 32 << 20;
+
+/// The slab that is being filled, and how large the next one will be.
+#[derive(Debug)]
+struct Slabs {
+    current: Option<Slab>,
+    bytes: usize,
+}
+
+impl Default for Slabs {
+    fn default() -> Self {
+        Self { current: None, bytes: SLAB_BYTES_FIRST }
+    }
+}
 
 /// Pinned memory that weights come through: enough for several copies to be under way while the next chunk is filled.
 const UPLOAD_CHUNK_BYTES: usize = 8 << 20;
@@ -34,6 +52,8 @@ pub struct Cuda {
     dtype: DType,
     /// Of keys and values.
     cache: Element,
+    /// What the next weights lie in.
+    slabs: Mutex<Slabs>,
     /// What weights come through while they are loaded.
     uploads: Mutex<Option<Uploader>>,
     /// Between the two products of an adapter. Locked by the one thread that launches, so nobody waits.
@@ -46,12 +66,28 @@ impl Cuda {
     /// Errors when the GPU has failed.
     pub fn new(gpu: Arc<Gpu>, dtype: DType, cache: Element) -> Result<Self, OpError> {
         let inner = Mutex::new(gpu.buffer(Element::F32, 0)?);
-        Ok(Self { gpu, dtype, cache, uploads: Mutex::default(), inner })
+        Ok(Self { gpu, dtype, cache, slabs: Mutex::default(), uploads: Mutex::default(), inner })
     }
 
     /// The GPU.
     pub fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
+    }
+
+    /// Memory for a weight: from the slab that is being filled, from a new one, or, where it is large, its own.
+    fn piece(&self, element: Element, len: usize) -> Result<Piece, OpError> {
+        let mut slabs = self.slabs.lock().expect("no thread panics while it holds the lock");
+        if let Some(piece) = slabs.current.as_mut().and_then(|slab| slab.take(len)) {
+            return Ok(piece);
+        }
+        if len > SLAB_BYTES_MAX / element.size() / 4 {
+            return Ok(self.gpu.buffer(element, len)?.into());
+        }
+        let room = (slabs.bytes / element.size()).max(len);
+        let mut slab = Slab::new(&self.gpu, element, room)?;
+        let piece = slab.take(len).expect("there is room for it");
+        *slabs = Slabs { current: Some(slab), bytes: SLAB_BYTES_MAX.min(2 * slabs.bytes) };
+        Ok(piece)
     }
 
     fn tensor(&self, element: Element, rows: usize, width: usize) -> Result<Tensor, OpError> {
@@ -123,13 +159,13 @@ const FOREIGN: &str = "what is on a CPU reached an operation of a GPU";
 
 impl Tensor {
     /// The elements, of a tensor of a GPU.
-    fn device(&self) -> Slice<'_> {
+    pub(super) fn device(&self) -> Slice<'_> {
         let Storage::Device(tensor) = &self.storage else { unreachable!("{FOREIGN}") };
         tensor.buffer.slice(0..self.len())
     }
 
     /// The elements, of a tensor of a GPU, to be written.
-    fn device_mut(&mut self) -> SliceMut<'_> {
+    pub(super) fn device_mut(&mut self) -> SliceMut<'_> {
         let length = self.len();
         let Storage::Device(tensor) = &mut self.storage else { unreachable!("{FOREIGN}") };
         tensor.buffer.slice_mut(0..length)
@@ -160,6 +196,12 @@ impl Indices {
     }
 }
 
+pub(super) fn link(device: &Cuda, group: &Arc<LocalGroup>) -> Result<Link, OpError> {
+    let comm = cuda::comm::connect(&device.gpu, group)?;
+    tracing::info!(by = comm.description(), "GPUs are connected");
+    Ok(Link::Device(comm))
+}
+
 pub(super) fn zeros(device: &Cuda, rows: usize, width: usize) -> Result<Tensor, OpError> {
     device.tensor(device.dtype.into(), rows, width)
 }
@@ -182,24 +224,29 @@ pub(super) fn upload(device: &Cuda, elements: Vec<f32>, width: usize) -> Result<
 /// Rows are converted to the model's type, and begin at multiples of 16 bytes. They are on their way when this returns:
 /// [`settle`] waits for them.
 pub(super) fn place(device: &Cuda, weight: Weight) -> Result<Matrix, OpError> {
-    let (matrix, element) = (weight.matrix(), device.dtype.into());
-    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let ([rows, cols], element) = (weight.shape(), device.dtype.into());
     let stride = OwnedMatrix::stride_of(element, cols);
-    let mut buffer = device.gpu.buffer(element, element_count(rows, stride)?)?;
+    let mut piece = device.piece(element, element_count(rows, stride)?)?;
     if stride > cols {
-        buffer.fill(0)?;
+        piece.fill(0)?;
+    }
+    let owned = |piece| OwnedMatrix { memory: Arc::new(piece), rows, cols, stride };
+    if !device.gpu.stores() {
+        return Ok(Matrix(MatrixStorage::Device(owned(piece))));
     }
     let mut uploads = device.uploads.lock().expect("no thread panics while it holds the lock");
     let uploader = match &mut *uploads {
         Some(uploader) => uploader,
         none => none.insert(Uploader::new(&device.gpu, UPLOAD_CHUNK_BYTES, UPLOAD_CHUNKS)?),
     };
-    uploader.rows(&mut buffer, 0, stride, matrix)?;
-    Ok(Matrix(MatrixStorage::Device(OwnedMatrix { buffer: Arc::new(buffer), rows, cols, stride })))
+    uploader.rows(piece.all_mut(), 0, stride, weight.matrix())?;
+    Ok(Matrix(MatrixStorage::Device(owned(piece))))
 }
 
-/// Waits for the weights, and gives the memory back that they came through.
+/// Waits for the weights, and gives the memory back that they came through. What is loaded later has slabs of its own, so
+/// that those of an adapter go with it.
 pub(super) fn settle(device: &Cuda) -> Result<(), OpError> {
+    *device.slabs.lock().expect("no thread panics while it holds the lock") = Slabs::default();
     let uploads = device.uploads.lock().expect("no thread panics while it holds the lock").take();
     uploads.map_or(Ok(()), |mut uploads| uploads.finish())
 }

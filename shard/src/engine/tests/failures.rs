@@ -2,7 +2,7 @@
 
 use proto::units::{BatchId, RequestId, TokenCount};
 
-use super::{NAN, POISON, Shard, at_blocks, expected, ids_of, parts, request, requests, tokens};
+use super::{BREAKS, NAN, POISON, Shard, at_blocks, expected, ids_of, parts, request, requests, tokens};
 use crate::engine::Engine;
 use crate::engine::answer::StepReport;
 use crate::engine::error::EngineError;
@@ -63,6 +63,16 @@ fn a_panic_costs_its_own_batch_and_the_engine_goes_on() {
     assert_eq!(shard.engine.health(), Ok(()));
     assert!(shard.decode(&[1]).is_err());
     assert_eq!(tokens(&shard.decode(&[0]).unwrap().generations), expected(&ids_of("fine"), 2)[1..]);
+}
+
+#[test]
+fn a_device_that_fails_ends_the_engine_and_the_error_names_operation_and_requests() {
+    let shard = Shard::start(100);
+    let mut fatal = request(2, "x", 4);
+    fatal.prompt = Prompt::Ids(vec![BREAKS]);
+    let error = shard.prefill(1, vec![request(1, "fine", 4), fatal], None).unwrap_err();
+    assert_eq!(error.to_string(), "the device failed in a step of requests 1, 2: norm: an illegal address");
+    assert!(matches!(shard.decode(&[1]), Err(EngineError::Gone)));
 }
 
 #[test]

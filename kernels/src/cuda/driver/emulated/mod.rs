@@ -262,6 +262,28 @@ impl Driver for Emulated {
         self.captures().recorded.remove(&recorded.handle);
     }
 
+    fn identity(&self) -> u64 {
+        // All of them share the memory of this process.
+        0
+    }
+
+    unsafe fn export(&self, _ptr: DevicePtr) -> Result<[u8; 64], OpError> {
+        Ok([0; 64])
+    }
+
+    unsafe fn import(&self, _handle: &[u8; 64]) -> Result<DevicePtr, OpError> {
+        Err(OpError::driver("import", "the emulator's memory is that of one process"))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_stream(
+        &self,
+        op: &'static str,
+        _run: &mut dyn FnMut(*mut c_void) -> Result<(), OpError>,
+    ) -> Result<(), OpError> {
+        Err(OpError::driver(op, "no library runs in the emulator"))
+    }
+
     fn synchronize(&self, _op: &'static str) -> Result<(), OpError> {
         self.transfers().land_all();
         Ok(())

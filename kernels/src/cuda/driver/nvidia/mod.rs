@@ -18,13 +18,14 @@ mod modules;
 mod result;
 mod staging;
 
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard};
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice_attribute, CUfunction, CUresult, CUstream, CUstream_flags,
+    self, CUcontext, CUdevice, CUdevice_attribute, CUfunction, CUipcMem_flags, CUipcMemHandle, CUresult,
+    CUstream, CUstream_flags,
 };
 
 use self::device::{attribute, device, properties};
@@ -46,6 +47,7 @@ const ALIGNMENT: usize = 256;
 #[derive(Debug)]
 pub(in crate::cuda) struct Nvidia {
     context: CUcontext,
+    device: CUdevice,
     stream: CUstream,
     uploads: CUstream,
     /// Behind the work that uploads must not overtake.
@@ -84,6 +86,7 @@ impl Nvidia {
         let cache_bytes = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize;
         Ok(Self {
             context,
+            device,
             stream,
             uploads,
             work: Event::new(OPEN)?,
@@ -419,6 +422,40 @@ impl Driver for Nvidia {
             // SAFETY: it has not been forgotten, as the caller vouches.
             unsafe { graph::destroy(recorded) }
         }
+    }
+
+    fn identity(&self) -> u64 {
+        self.device as u64
+    }
+
+    unsafe fn export(&self, ptr: DevicePtr) -> Result<[u8; 64], OpError> {
+        const OP: &str = "export";
+        self.enter(OP)?;
+        let mut handle = CUipcMemHandle { reserved: [0; 64] };
+        // SAFETY: allocated by `allocate`, as the caller vouches.
+        check(OP, unsafe { sys::cuIpcGetMemHandle(&mut handle, ptr.0) })?;
+        Ok(handle.reserved.map(|byte| byte as u8))
+    }
+
+    unsafe fn import(&self, handle: &[u8; 64]) -> Result<DevicePtr, OpError> {
+        const OP: &str = "import";
+        self.enter(OP)?;
+        let handle = CUipcMemHandle { reserved: handle.map(|byte| byte as c_char) };
+        // The memory may be another device's.
+        let flags = CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
+        let mut ptr = 0;
+        // SAFETY: from another process, as the caller vouches.
+        check(OP, unsafe { sys::cuIpcOpenMemHandle_v2(&mut ptr, handle, flags) })?;
+        Ok(DevicePtr(ptr))
+    }
+
+    fn on_stream(
+        &self,
+        op: &'static str,
+        run: &mut dyn FnMut(*mut c_void) -> Result<(), OpError>,
+    ) -> Result<(), OpError> {
+        self.enter(op)?;
+        run(self.stream.cast()).map_err(|error| self.blame(error))
     }
 
     fn synchronize(&self, op: &'static str) -> Result<(), OpError> {
