@@ -36,8 +36,8 @@ pub struct Args {
     /// Only these families of kernels; may be repeated [default: all, and the model]
     #[arg(long)]
     pub family: Vec<String>,
-    /// Seed of the random inputs
-    #[arg(long, default_value_t = 1)]
+    /// Seed of the random inputs; that of the tests, if absent
+    #[arg(long, default_value_t = 20_251_125)]
     pub seed: u64,
     /// Not the GPU, but the emulated one
     #[cfg(feature = "emulation")]
