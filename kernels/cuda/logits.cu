@@ -159,7 +159,7 @@ __device__ __forceinline__ void process(const LogitsParams& p, float* tile, uint
     if (threadIdx.x == 0) p.chunks[size_t(blockIdx.y) * gridDim.x + blockIdx.x] = Chunk{best, mass};
 }
 
-extern "C" __global__ void __launch_bounds__(kThreadsMax) process_logits(const __grid_constant__ LogitsParams params) {
+extern "C" __global__ void __launch_bounds__(kThreadsMax, 4) process_logits(const __grid_constant__ LogitsParams params) {
     __shared__ __align__(16) float tile[kChunk];
     __shared__ uint64_t partial[32];
     if (is_vectorized<float>(params.logits, params.vocabulary)) {

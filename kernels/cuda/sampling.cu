@@ -105,7 +105,7 @@ struct Race {
     float bar = 0.0f;         // a little less
     uint32_t winner = kNone;
     uint32_t number = kNone;  // of the block of random bits
-    uint4 block;
+    uint4 block{};
 
     __device__ __forceinline__ void enter(const RowParams& row, float share, uint32_t id) {
         if (id / 2 != number) {

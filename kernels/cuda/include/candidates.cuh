@@ -47,7 +47,8 @@ constexpr int kAhead = 4;
 
 template <int count, class Visit> __device__ __forceinline__ void each_of_row(const Candidates& candidates, Visit visit) {
     const uint32_t step = blockDim.x * count, first = threadIdx.x * count, end = candidates.vocabulary;
-    float ahead[kAhead][count];
+    // Set, though not looked at: the compiler keeps what is not set in registers from the kernel's beginning on.
+    float ahead[kAhead][count] = {};
 #pragma unroll
     for (int i = 0; i < kAhead; ++i)
         if (first + i * step < end) load(ahead[i], candidates.logits + first + i * step);

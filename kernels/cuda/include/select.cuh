@@ -16,7 +16,7 @@ constexpr float kBucketsPerNat = 128.0f;
 
 // A bucket where a search goes on, or has ended.
 struct Cut {
-    uint64_t mass;         // of its candidates
+    uint64_t mass;         // of its candidates, if that is what is looked for
     uint64_t rest;         // how much of its mass or its count is wanted; at least 1
     uint32_t bucket;
     uint32_t count;        // of its candidates
@@ -73,9 +73,11 @@ __device__ __forceinline__ uint64_t mass_in(const Search& search, uint32_t bucke
     return uint64_t(search.high[bucket]) << 32 | search.low[bucket];
 }
 // Ends with a barrier.
-__device__ __forceinline__ void clear(Search& search) {
-    for (uint32_t bucket = threadIdx.x; bucket < kBuckets; bucket += blockDim.x)
-        search.count[bucket] = search.low[bucket] = search.high[bucket] = 0;
+__device__ __forceinline__ void clear(Search& search, bool by_mass) {
+    for (uint32_t bucket = threadIdx.x; bucket < kBuckets; bucket += blockDim.x) {
+        search.count[bucket] = 0;
+        if (by_mass) search.low[bucket] = search.high[bucket] = 0;
+    }
     __syncthreads();
 }
 
@@ -110,7 +112,7 @@ __device__ __forceinline__ void find(Search& search, bool by_mass, uint64_t rest
     uint64_t count = 0, mass = 0;
     for (uint32_t bucket = first; bucket < first + own; ++bucket) {
         count += search.count[bucket];
-        mass += mass_in(search, bucket);
+        if (by_mass) mass += mass_in(search, bucket);
     }
     const Scan counts = block_scan(count, search.partial);
     const Scan sums = by_mass ? block_scan(mass, search.partial) : counts;
@@ -126,7 +128,7 @@ __device__ __forceinline__ void find(Search& search, bool by_mass, uint64_t rest
             above += here;
             count_above += search.count[bucket];
         }
-        search.cut = Cut{mass_in(search, bucket), rest - above, bucket, search.count[bucket], count_above};
+        search.cut = Cut{by_mass ? here : 0, rest - above, bucket, search.count[bucket], count_above};
     }
     __syncthreads();
 }
@@ -137,7 +139,7 @@ __device__ __forceinline__ uint64_t narrow(Search& search, Order order, bool by_
     while (low < high && (by_mass ? search.cut.count > 1 : search.cut.rest < search.cut.count)) {
         const uint64_t span = high - low;
         const int shift = max(64 - __clzll(span) - kBucketBits, 0);
-        clear(search);
+        clear(search, by_mass);
         each(search.candidates, [&](const Candidates& candidates, float logit, uint32_t id) {
             const uint64_t place = order_of(candidates, order, logit, id) - low;
             if (place <= span) add(search, uint32_t(place >> shift), 1, by_mass ? mass_of(candidates.share(logit)) : 0);
@@ -180,7 +182,7 @@ __device__ __forceinline__ Bounds list_head(Search& search, Order order) {
 // Finds the head that the goal asks for: answers the order of its last candidates, and leaves in `search.cut` how many of
 // them there are, and what of them is wanted.
 __device__ __forceinline__ uint64_t select(Search& search, Order order, Goal goal) {
-    clear(search);
+    clear(search, goal.by_mass);
     // The last bucket may be that of nearly all: threads count it for themselves.
     uint32_t last_count = 0;
     uint64_t last_mass = 0;

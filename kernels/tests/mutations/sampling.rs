@@ -187,8 +187,8 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         family: "sampling",
         file: "include/select.cuh",
         what: "no barrier after a histogram is cleared",
-        text: "search.high[bucket] = 0;\n    __syncthreads();",
-        replacement: "search.high[bucket] = 0;",
+        text: "search.high[bucket] = 0;\n    }\n    __syncthreads();",
+        replacement: "search.high[bucket] = 0;\n    }",
     },
     Mutation {
         family: "sampling",
@@ -221,9 +221,9 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     Mutation {
         family: "sampling",
         file: "include/select.cuh",
-        what: "a bucket reaches into the next",
-        text: "((uint64_t(1) << shift) - 1)",
-        replacement: "(uint64_t(1) << shift)",
+        what: "a search ends with its first bucket",
+        text: "(by_mass ? search.cut.count > 1 :",
+        replacement: "(by_mass ? false :",
     },
     Mutation {
         family: "sampling",
@@ -238,6 +238,13 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         what: "of equals all ids stay",
         text: " && id <= bound_id",
         replacement: "",
+    },
+    Mutation {
+        family: "sampling",
+        file: "include/sampling.cuh",
+        what: "zeros differ",
+        text: "__float_as_uint(value + 0.0f)",
+        replacement: "__float_as_uint(value)",
     },
     Mutation {
         family: "sampling",

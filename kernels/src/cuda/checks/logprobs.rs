@@ -2,8 +2,8 @@ use super::Checker;
 use crate::cuda::{self, Element};
 use crate::{OpError, reference};
 
-/// One token, odd widths, whole vectors, and more than a block's threads take in one turn.
-const VOCABULARIES: [usize; 6] = [1, 31, 128, 1003, 4100, 16_405];
+/// One token and two, odd widths, whole vectors, and more than a block's threads take in one turn.
+const VOCABULARIES: [usize; 7] = [1, 2, 31, 128, 1003, 4100, 16_405];
 
 pub(super) fn check(c: &mut Checker) -> Result<(), OpError> {
     for vocabulary in VOCABULARIES {

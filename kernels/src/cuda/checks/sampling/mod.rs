@@ -35,7 +35,8 @@ const SAMPLED: Sampling<'static> = Sampling { draws: true, ..Sampling::GREEDY };
 
 /// A few tokens that are likely, and many that are not.
 fn peaked(c: &mut Checker, vocabulary: usize) -> Vec<f32> {
-    c.random().numbers(vocabulary).into_iter().map(|number| number * number * number * 12.0 + 3.0).collect()
+    let peaked = |number: f32| (number * number + 0.3) * number * 9.0 + 3.0;
+    c.random().numbers(vocabulary).into_iter().map(peaked).collect()
 }
 
 fn seed(c: &mut Checker) -> u64 {
@@ -177,7 +178,8 @@ fn ties(c: &mut Checker, vocabulary: usize) -> Result<(), OpError> {
             // The best is zero, and both zeros are the same.
             let logits = (0..vocabulary).map(|_| random.below(values) as f32 * -0.5).collect();
             let mut trial = Trial::new(logits, Sampling { seed: seed(c), ..sampling });
-            trial.logits.iter_mut().step_by(3).filter(|logit| **logit == 0.0).for_each(|logit| *logit = -0.0);
+            let zeros = trial.logits.iter_mut().skip(1).step_by(3).filter(|logit| **logit == 0.0);
+            zeros.for_each(|logit| *logit = 0.0);
             trial.alternatives = [100, 1, 7, 0][index % 4];
             trials.push(trial);
         }

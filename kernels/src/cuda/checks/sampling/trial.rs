@@ -40,26 +40,21 @@ impl Trial {
         ids.into_iter().map(move |id| (id, [count(&self.prompt, id), count(&self.generated, id)]))
     }
 
-    /// What the definition makes of the logits, with every filter a little wider or narrower.
-    fn processed(&self, wider: f32) -> Option<Vec<f64>> {
-        let of = |mass: f32| if mass < 1.0 { mass * (1.0 + wider) } else { mass };
-        let Sampling { top_p, typical_p, min_p, .. } = self.sampling;
-        let (top_p, typical_p, min_p) = (of(top_p), of(typical_p), (min_p * (1.0 - wider)).min(1.0));
+    /// What the definition makes of the logits.
+    fn processed(&self, sampling: &Sampling<'_>) -> Option<Vec<f64>> {
         let past = Past { prompt: &self.prompt, generated: &self.generated };
-        reference::process(&self.logits, &Sampling { top_p, typical_p, min_p, ..self.sampling() }, past)
+        reference::process(&self.logits, sampling, past)
     }
 
     /// How far the answer is from the definition's, as a share of its bound. None when the definition itself stands on
     /// the edge, so that a rounding decides.
     fn error(&self, found: Option<&Sampled>) -> Option<f64> {
-        let (row, found) = match (self.processed(0.0), found) {
+        let (row, found) = match (self.processed(&self.sampling()), found) {
             (None, None) => return Some(0.0),
             (Some(row), Some(found)) => (row, found),
             _ => return Some(f64::INFINITY),
         };
-        let kept = |row: &[f64]| row.iter().map(|logit| *logit > f64::NEG_INFINITY).collect::<Vec<bool>>();
-        let others = [CLOSE, -CLOSE].map(|wider| self.processed(wider).map(|other| kept(&other)));
-        if others.iter().any(|other| other.as_ref() != Some(&kept(&row))) || self.cuts_close() {
+        if self.is_on_edge(&row) {
             return None;
         }
         let expected = reference::choose(&row, &self.sampling);
@@ -87,19 +82,38 @@ impl Trial {
         f64::from(largest / self.sampling.temperature).max(1.0)
     }
 
-    /// Whether the last of the k best differs from the one behind it by a rounding alone, so that it may be its equal.
-    fn cuts_close(&self) -> bool {
-        let k = self.sampling.top_k as usize;
-        let all = Self {
-            sampling: Sampling { top_k: 0, top_p: 1.0, typical_p: 1.0, min_p: 0.0, ..self.sampling },
-            ..self.clone()
+    /// Whether a filter may end elsewhere by a rounding: because the masses are close to what it asks for, or because one of
+    /// its candidates is close to the last one that stays, without being its equal.
+    fn is_on_edge(&self, row: &[f64]) -> bool {
+        let kept = |row: &[f64]| row.iter().map(|logit| *logit > f64::NEG_INFINITY).collect::<Vec<bool>>();
+        let Sampling { top_p, typical_p, min_p, .. } = self.sampling;
+        let moved = |wider: f32| {
+            let of = |mass: f32| if mass < 1.0 { mass * (1.0 + wider) } else { mass };
+            let (top_p, typical_p, min_p) = (of(top_p), of(typical_p), (min_p * (1.0 - wider)).min(1.0));
+            self.processed(&Sampling { top_p, typical_p, min_p, ..self.sampling() })
         };
-        let mut row = all.processed(0.0).unwrap_or_default();
-        row.sort_by(|a, b| b.total_cmp(a));
-        let [Some(last), Some(next)] = [k.checked_sub(1), Some(k)].map(|at| row.get(at?)) else {
-            return false;
+        if [CLOSE, -CLOSE].iter().any(|wider| moved(*wider).map(|moved| kept(&moved)) != Some(kept(row))) {
+            return true;
+        }
+        let likely = self.sampling();
+        let typical = Sampling { min_p: 0.0, ..likely };
+        let heads = Sampling { typical_p: 1.0, ..typical };
+        let best = Sampling { top_p: 1.0, ..heads };
+        let all = Sampling { top_k: 0, ..best };
+        let [Some(all), Some(best), Some(heads), Some(typical)] =
+            [all, best, heads, typical].map(|sampling| self.processed(&sampling))
+        else {
+            return true;
         };
-        last != next && last - next <= ROUNDING * self.scale()
+        let logprobs = reference::logprobs(&heads);
+        let possible = logprobs.iter().filter(|logprob| **logprob > f64::NEG_INFINITY);
+        let entropy: f64 = possible.map(|logprob| -logprob * logprob.exp()).sum();
+        let distances: Vec<f64> = logprobs.iter().map(|logprob| (-logprob - entropy).abs()).collect();
+        let rounding = ROUNDING * self.scale();
+        let worse = |row: &[f64]| row.iter().map(|logit| -logit).collect::<Vec<f64>>();
+        ends_close(&worse(&all), &kept(&best), rounding)
+            || ends_close(&worse(&best), &kept(&heads), rounding)
+            || ends_close(&distances, &kept(&typical), rounding)
     }
 
     /// Whether the alternatives are the definition's, where only such that differ by no more than roundings have changed
@@ -122,6 +136,13 @@ impl Trial {
         let Some(&speed) = speeds.get(found as usize) else { return false };
         self.sampling.draws && speed > speeds[expected as usize] * (1.0 - f64::from(CLOSE))
     }
+}
+
+/// Whether a candidate is as close to the worst that stays, and neither its equal nor gone before.
+fn ends_close(measured: &[f64], stays: &[bool], rounding: f64) -> bool {
+    let staying = measured.iter().zip(stays).filter(|(_, stays)| **stays);
+    let last = staying.fold(f64::NEG_INFINITY, |last, (measure, _)| last.max(*measure));
+    stays.contains(&false) && measured.iter().any(|one| *one != last && (one - last).abs() <= rounding)
 }
 
 /// Makes all choices in one step, and compares them with the definition's.
