@@ -126,7 +126,8 @@ impl GrpcShards {
     /// Computes new rows; with `joins` they become one batch with the rows that run.
     async fn prefill(&mut self, new: &NewBatch, joins: bool) -> Result<Answer, ShardError> {
         let cached_batch = if joins { Some(self.held.first().cloned().ok_or_else(gone)?) } else { None };
-        let request = v3::PrefillRequest { batch: Some(wire::batch(new, &self.info)), cached_batch };
+        let batch = Some(wire::batch(new, &self.info));
+        let request = v3::PrefillRequest { batch, cached_batch, ..Default::default() };
         let answers =
             self.ranks.call(request, |mut rank, request| async move { rank.prefill(request).await }).await?;
         let mut answer = Answer::join(answers.into_iter().map(Answer::from).collect())?;
@@ -142,7 +143,7 @@ impl GrpcShards {
         if self.held.is_empty() {
             return Err(gone());
         }
-        let request = v3::DecodeRequest { batches: self.held.clone() };
+        let request = v3::DecodeRequest { batches: self.held.clone(), ..Default::default() };
         let answers =
             self.ranks.call(request, |mut rank, request| async move { rank.decode(request).await }).await?;
         let mut answer = Answer::join(answers.into_iter().map(Answer::from).collect())?;

@@ -264,7 +264,7 @@ impl TextGenerationService for Service {
         &self,
         request: Request<v3::PrefillRequest>,
     ) -> Result<Response<v3::PrefillResponse>, Status> {
-        let v3::PrefillRequest { batch, cached_batch } = request.into_inner();
+        let v3::PrefillRequest { batch, cached_batch, .. } = request.into_inner();
         let batch = batch.ok_or_else(|| Status::internal("no batch"))?;
         let mut rank = self.rank();
         let requests = ids(batch.requests.iter().map(|request| request.id));

@@ -54,6 +54,7 @@ fn request(admission: &Admission, info: &ShardInfo) -> v3::Request {
         add_special_tokens: prompt.add_special_tokens,
         chunk_len: admission.is_cut().then_some(admission.chunk.0),
         input_ids,
+        generated: 0,
     }
 }
 

@@ -104,6 +104,7 @@ impl TextGenerationService for Service {
             block_size: BLOCK_SIZE.get(),
             extensions: EXTENSIONS.map(str::to_owned).to_vec(),
             adapters: adapters.into_iter().map(|AdapterId(id)| id).collect(),
+            shared_prompt_max: None,
         }))
     }
 

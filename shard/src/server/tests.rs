@@ -62,12 +62,16 @@ impl Shard {
     /// Runs a request alone to its end.
     async fn generate(&mut self, request: v3::Request) -> Vec<v3::Generation> {
         let batch = v3::Batch { id: 3, size: 1, requests: vec![request], ..Default::default() };
-        let prefill = v3::PrefillRequest { batch: Some(batch), cached_batch: None };
+        let prefill = v3::PrefillRequest { batch: Some(batch), cached_batch: None, ..Default::default() };
         let first = self.client.prefill(prefill).await.unwrap().into_inner();
         let (mut generations, mut batch) = (first.generations, first.batch);
         while let Some(held) = batch {
-            let step =
-                self.client.decode(v3::DecodeRequest { batches: vec![held] }).await.unwrap().into_inner();
+            let step = self
+                .client
+                .decode(v3::DecodeRequest { batches: vec![held], ..Default::default() })
+                .await
+                .unwrap()
+                .into_inner();
             generations.extend(step.generations);
             batch = step.batch;
         }
@@ -76,7 +80,7 @@ impl Shard {
 
     async fn decode_error(&mut self, id: u64) -> tonic::Status {
         let batches = vec![v3::CachedBatch { id, ..Default::default() }];
-        self.client.decode(v3::DecodeRequest { batches }).await.unwrap_err()
+        self.client.decode(v3::DecodeRequest { batches, ..Default::default() }).await.unwrap_err()
     }
 }
 
@@ -247,8 +251,13 @@ async fn batches_are_joined_filtered_and_cleared_over_the_wire() {
         Some(v3::Batch { id, requests: requests.iter().map(place).collect(), ..Default::default() })
     };
     let held = |id| v3::CachedBatch { id, ..Default::default() };
-    shard.client.prefill(v3::PrefillRequest { batch: batch(1, &[4, 5]), cached_batch: None }).await.unwrap();
-    let joined = v3::PrefillRequest { batch: batch(2, &[6]), cached_batch: Some(held(1)) };
+    shard
+        .client
+        .prefill(v3::PrefillRequest { batch: batch(1, &[4, 5]), cached_batch: None, ..Default::default() })
+        .await
+        .unwrap();
+    let joined =
+        v3::PrefillRequest { batch: batch(2, &[6]), cached_batch: Some(held(1)), ..Default::default() };
     let joined = shard.client.prefill(joined).await.unwrap().into_inner();
     assert_eq!(joined.batch.unwrap().request_ids, [4, 5, 6]);
     assert!(joined.concat_ns.is_some());
@@ -303,7 +312,7 @@ async fn an_adapter_that_is_not_loaded_is_refused_by_name_and_one_that_is_none_i
         requests: vec![v3::Request { adapter_id: Some("poet".to_owned()), ..request(5, "hello") }],
         ..Default::default()
     };
-    let prefill = v3::PrefillRequest { batch: Some(batch), cached_batch: None };
+    let prefill = v3::PrefillRequest { batch: Some(batch), cached_batch: None, ..Default::default() };
     let refused = shard.client.prefill(prefill).await.unwrap_err();
     assert_eq!(refused.message(), "request 5: adapter `poet` is not loaded");
     let load = v3::LoadAdapterRequest { id: "poet".to_owned(), path: "/no/adapter".to_owned() };

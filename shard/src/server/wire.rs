@@ -181,6 +181,7 @@ fn generation(generation: Generation) -> v3::Generation {
         tokens: Some(tokens(vec![token])),
         generated_text: end.map(generated_text),
         top_tokens: if top.is_empty() { Vec::new() } else { vec![tokens(top)] },
+        failure: None,
     }
 }
 
