@@ -7,6 +7,7 @@
 //! What is absent: behaviour. Nothing here schedules, samples or opens a connection.
 
 pub mod extensions;
+pub mod supervision;
 pub mod units;
 
 /// `generate.v3` as generated: messages, `text_generation_service_client`, `text_generation_service_server`.

@@ -238,6 +238,10 @@ pub(crate) struct LimitsConfig {
     pub(crate) batch_size: Option<NonZeroUsize>,
     pub(crate) waiting_served_ratio: f32,
     pub(crate) waiting_tokens: u32,
+    /// Whether what was computed is kept for requests that begin alike.
+    pub(crate) prefix_caching: bool,
+    /// How many times as long as one without prompts a pass may take.
+    pub(crate) step_stretch: Option<f64>,
 }
 
 impl Config {
@@ -328,6 +332,8 @@ fn limits(args: &Args) -> Result<LimitsConfig, ConfigError> {
         batch_size: args.max_batch_size.map(|size| positive("--max-batch-size", size)).transpose()?,
         waiting_served_ratio: args.waiting_served_ratio,
         waiting_tokens: args.max_waiting_tokens,
+        prefix_caching: true,
+        step_stretch: Some(2.0),
     })
 }
 

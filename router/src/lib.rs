@@ -41,6 +41,7 @@ mod limits;
 pub mod metrics;
 pub mod request;
 pub mod shards;
+pub mod supervisor;
 mod text;
 
 /// Runs the router as its command line says, the name of the program first, until a signal stops it.

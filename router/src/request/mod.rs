@@ -41,9 +41,12 @@ pub struct ValidRequest {
 pub struct Priority(u8);
 
 impl Priority {
+    /// The most urgent.
+    pub const HIGHEST: Self = Self(9);
+
     /// `None` above 9.
     pub fn new(value: u8) -> Option<Self> {
-        (value <= 9).then_some(Self(value))
+        (value <= Self::HIGHEST.0).then_some(Self(value))
     }
 
     /// From 0 to 9.
