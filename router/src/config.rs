@@ -241,7 +241,7 @@ pub(crate) struct LimitsConfig {
     /// Whether what was computed is kept for requests that begin alike.
     pub(crate) prefix_caching: bool,
     /// How many times as long as one without prompts a pass may take.
-    pub(crate) step_stretch: Option<f64>,
+    pub(crate) max_step_stretch: Option<f32>,
 }
 
 impl Config {
@@ -333,7 +333,7 @@ fn limits(args: &Args) -> Result<LimitsConfig, ConfigError> {
         waiting_served_ratio: args.waiting_served_ratio,
         waiting_tokens: args.max_waiting_tokens,
         prefix_caching: true,
-        step_stretch: Some(2.0),
+        max_step_stretch: Some(2.0),
     })
 }
 

@@ -86,6 +86,15 @@ impl Limits {
         })
     }
 
+    /// What shards are told that take the place of others: the limits that hold by now.
+    pub(crate) fn warmup(&self, config: &LimitsConfig) -> WarmupLimits {
+        WarmupLimits {
+            max_input_tokens: Some(self.request.input_tokens_max),
+            max_total_tokens: Some(self.request.total_tokens_max),
+            ..config.warmup()
+        }
+    }
+
     /// For the layout of the histograms.
     pub(crate) fn buckets(&self) -> BucketLimits {
         BucketLimits {
@@ -114,7 +123,7 @@ fn batching_limits(config: &LimitsConfig, info: &ShardInfo, capacity: Capacity) 
             true => info.shared_prompt_max.unwrap_or(TokenCount(u32::MAX)),
             false => TokenCount(0),
         },
-        stretch: config.step_stretch,
+        stretch: config.max_step_stretch.map(f64::from),
     }
 }
 
@@ -140,7 +149,7 @@ mod tests {
             waiting_served_ratio: 1.2,
             waiting_tokens: 20,
             prefix_caching: true,
-            step_stretch: None,
+            max_step_stretch: None,
         }
     }
 
@@ -156,6 +165,7 @@ mod tests {
             block_size: BlockSize::new(10).unwrap(),
             extensions: Extensions::default(),
             adapters: Vec::new(),
+            shared_prompt_max: None,
         }
     }
 

@@ -69,6 +69,7 @@ impl Meter {
         let Tally { preempted, prompt_tokens, cached_tokens } = tally;
         self.metrics.preempted(preempted);
         self.metrics.prompts_cached(cached_tokens, prompt_tokens);
+        self.metrics.blocks_cached(load.cached);
         let Some(Step { kind, sent, answered: Some((answered, timings)) }) = self.step.take() else { return };
         let filter: Duration = timings.drops + answered.elapsed();
         self.metrics.step_done(kind, sent.elapsed(), filter, &timings);

@@ -20,7 +20,8 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc};
 
 use self::meter::Meter;
-use self::recovery::recover;
+use self::recovery::{farewell, recover};
+use crate::availability::Availability;
 use crate::metrics::Metrics;
 use crate::request::ValidRequest;
 use crate::shards::{ShardError, Shards};
@@ -87,12 +88,12 @@ impl Batcher {
     /// Starts the task that owns the queue, the blocks and the running batch.
     ///
     /// It ends once every handle is dropped and every request has ended. Must be called inside a tokio runtime.
-    pub fn start(shards: impl Shards, limits: Limits, metrics: Metrics) -> Self {
+    pub fn start(shards: impl Shards, limits: Limits, metrics: Metrics, availability: Availability) -> Self {
         metrics.capacity(limits.capacity.usable());
         // As deep as the admission limit, so that whoever holds a permit finds room, except behind requests whose clients
         // have left: these stay here until the step under way ends, and the handler waits as long.
         let (inbox, mail) = mpsc::channel(limits.max_concurrent_requests.clamp(1, Semaphore::MAX_PERMITS));
-        tokio::spawn(run(mail, shards, Scheduler::new(limits), Meter::new(metrics.clone())));
+        tokio::spawn(run(mail, shards, Scheduler::new(limits), Meter::new(metrics.clone()), availability));
         Self { inbox, metrics }
     }
 
@@ -122,6 +123,7 @@ async fn run(
     mut shards: impl Shards,
     mut scheduler: Scheduler,
     mut meter: Meter,
+    availability: Availability,
 ) {
     // Take what has arrived; sleep only when idle.
     while scheduler.refill(&mut mail).await {
@@ -134,9 +136,12 @@ async fn run(
             Err(error) if error.is_refusal() && scheduler.refuse(&error) => {} // the new ones are told
             Err(error) if scheduler.survives() => {
                 // Everybody goes on when the shards are back.
-                if !recover(&mut shards, &mut scheduler, &mut mail, &error).await {
-                    return;
+                availability.recovering(&error.to_string());
+                if let Err(error) = recover(&mut shards, &mut scheduler, &mut mail, &error).await {
+                    availability.failed(&error.to_string());
+                    return farewell(&mut mail, &error).await;
                 }
+                availability.serving();
                 meter.restarted();
             }
             Err(error) => scheduler.fail(&error), // every request the step touched is told

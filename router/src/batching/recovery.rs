@@ -16,13 +16,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// For requests that arrive when it is over, and for clients to read what they have been told.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Brings the shards back, which failed with `error`. False when that cannot be: then every request has heard so.
+/// Brings the shards back, which failed with `error`.
+///
+/// Errors when that cannot be: then every request has heard so.
 pub(super) async fn recover(
     shards: &mut impl Shards,
     scheduler: &mut Scheduler,
     mail: &mut mpsc::Receiver<Waiting>,
     error: &ShardError,
-) -> bool {
+) -> Result<(), ShardError> {
     let begin = Instant::now();
     scheduler.interrupt(error);
     tracing::warn!(%error, waiting = scheduler.load().waiting, "the shards have failed: their requests wait for new ones");
@@ -35,13 +37,12 @@ pub(super) async fn recover(
                 Ok(capacity) => {
                     scheduler.restart(capacity);
                     tracing::info!("the shards are back after {:.3?}", begin.elapsed());
-                    return true;
+                    return Ok(());
                 }
                 Err(error) => {
                     tracing::error!("{error}");
                     scheduler.abandon(&error);
-                    let _ = timeout(LAST_WORDS, refuse(mail, &error)).await;
-                    return false;
+                    return Err(error);
                 }
             },
             Some(waiting) = mail.recv() => scheduler.submit(waiting),
@@ -50,10 +51,13 @@ pub(super) async fn recover(
     }
 }
 
-/// Answers whatever arrives with an error.
-async fn refuse(mail: &mut mpsc::Receiver<Waiting>, error: &ShardError) {
-    while let Some(waiting) = mail.recv().await {
-        // A client that left does not hear of it.
-        let _ = waiting.events.try_send(Err(error.clone()));
-    }
+/// Answers whatever still arrives with an error, for as long as clients need to read what they have been told.
+pub(super) async fn farewell(mail: &mut mpsc::Receiver<Waiting>, error: &ShardError) {
+    let refuse = async {
+        while let Some(waiting) = mail.recv().await {
+            // A client that left does not hear of it.
+            let _ = waiting.events.try_send(Err(error.clone()));
+        }
+    };
+    let _ = timeout(LAST_WORDS, refuse).await;
 }

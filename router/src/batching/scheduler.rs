@@ -82,7 +82,7 @@ pub struct Load {
     pub reserved: TokenCount,
     /// These blocks as a share of all, 0 to 1.
     pub cache_used: f64,
-    /// Blocks that are kept for requests that begin as others did, those in use included.
+    /// Blocks that no row holds, and that are kept for requests that begin as others did.
     pub cached: BlockCount,
 }
 
@@ -273,7 +273,7 @@ impl Scheduler {
             running: self.running.len(),
             reserved: held.tokens(self.limits.capacity.block_size),
             cache_used: f64::from(held.0) / f64::from(total.0.max(1)),
-            cached: self.cache.cached(),
+            cached: self.cache.idle(),
         }
     }
 
@@ -329,13 +329,15 @@ impl Scheduler {
         // From the back, so that retiring many rows moves few.
         for index in (0..self.running.len()).rev() {
             let row = &mut self.running[index];
-            let ending = verdict(row);
-            if row.shares {
-                self.cache.publish(&mut row.lease, &row.entry.tokens, row.progress.computed);
-            }
-            if let Some(ending) = ending {
-                let row = self.running.remove(index);
-                self.retire(row, ending);
+            match verdict(row) {
+                None if row.shares => {
+                    self.cache.publish(&mut row.lease, &row.entry.tokens, row.progress.computed);
+                }
+                None => {}
+                Some(ending) => {
+                    let row = self.running.remove(index);
+                    self.retire(row, ending);
+                }
             }
         }
     }
@@ -348,11 +350,16 @@ impl Scheduler {
         }
     }
 
-    /// The one way out of the batch, while there are shards: its blocks go back, and the shards will be told.
+    /// The one way out of the batch, while there are shards: its blocks go back, the shards will be told, and what it has
+    /// computed may be used by others.
     pub(super) fn leave(&mut self, row: Row) -> Entry {
-        self.drops.push(row.entry.id);
-        self.cache.release(row.lease);
-        row.entry
+        let Row { entry, lease, shares, progress, .. } = row;
+        self.drops.push(entry.id);
+        match shares {
+            true => self.cache.finish(lease, &entry.tokens, progress.computed),
+            false => self.cache.release(lease),
+        }
+        entry
     }
 
     /// In debug builds: every block is free, cached or leased, and every lease belongs to a running row.

@@ -1,9 +1,9 @@
 //! Blocks and leases on them.
 //!
 //! A block is free, or in the tree of prefixes, or belongs to one lease. A lease cannot be copied, and only
-//! [`BlockCache::release`] consumes it, so blocks return exactly once, however a request ends. What a row has computed is
-//! published block by block, by [`BlockCache::publish`] and by nothing else: blocks that were never computed, of requests
-//! that failed or left, cannot get into the tree.
+//! [`BlockCache::release`] and [`BlockCache::finish`] consume it, so blocks return exactly once, however a request ends. What
+//! a row has computed is published block by block, and nothing else is: blocks that were never computed, of requests that
+//! failed or left, cannot get into the tree.
 
 use proto::units::{BlockCount, BlockId, BlockSize, TokenCount, TokenId};
 use thiserror::Error;
@@ -102,23 +102,24 @@ impl BlockCache {
     }
 
     /// Lets others use the whole blocks of a lease whose keys and values are computed: those of the first `computed`
-    /// tokens of `tokens`.
+    /// tokens of `tokens`. It ends at the first that the tree has from somebody else: a lease holds no second copy of what
+    /// it has, so that one that is alone always finds room.
     pub fn publish(&mut self, lease: &mut BlockLease, tokens: &[TokenId], computed: TokenCount) {
-        let size = self.block_size.get() as usize;
-        let whole = (computed.0 as usize).min(tokens.len()) / size;
-        let (true, Some(mut tip)) = (self.shares, lease.tip) else { return };
-        while lease.published < whole {
-            let index = lease.published;
-            let (next, taken) = self.tree.grow(tip, &tokens[index * size..][..size], lease.blocks[index]);
-            if taken {
-                debug_assert!(lease.own[index], "a block is in the tree once");
-                lease.own[index] = false;
-                self.leased.0 -= 1;
+        while let Some((tip, run)) = self.unpublished(lease, tokens, computed) {
+            if self.tree.has(tip, run) {
+                return;
             }
-            tip = next;
-            lease.published += 1;
+            self.publish_next(lease, tip, run);
         }
-        lease.tip = Some(tip);
+    }
+
+    /// Gives the blocks of a lease back, of which the first `computed` tokens of `tokens` are computed. Those that nobody
+    /// had yet stay in the tree until they are needed.
+    pub fn finish(&mut self, mut lease: BlockLease, tokens: &[TokenId], computed: TokenCount) {
+        while let Some((tip, run)) = self.unpublished(&lease, tokens, computed) {
+            self.publish_next(&mut lease, tip, run);
+        }
+        self.release(lease);
     }
 
     /// Gives the blocks of a lease back. Those that are published stay in the tree until they are needed.
@@ -131,6 +132,31 @@ impl BlockCache {
         let before = self.free.len();
         self.free.extend(blocks.into_iter().zip(own).rev().filter(|(_, own)| *own).map(|(block, _)| block));
         self.leased.0 -= (self.free.len() - before) as u32;
+    }
+
+    /// Where the next block of a lease would be published, and the tokens in it, if it is computed.
+    fn unpublished<'a>(
+        &self,
+        lease: &BlockLease,
+        tokens: &'a [TokenId],
+        computed: TokenCount,
+    ) -> Option<(NodeId, &'a [TokenId])> {
+        let size = self.block_size.get() as usize;
+        let whole = (computed.0 as usize).min(tokens.len()) / size;
+        if !self.shares || lease.published >= whole {
+            return None;
+        }
+        Some((lease.tip?, &tokens[lease.published * size..][..size]))
+    }
+
+    fn publish_next(&mut self, lease: &mut BlockLease, tip: NodeId, run: &[TokenId]) {
+        let index = lease.published;
+        let (tip, taken) = self.tree.grow(tip, run, lease.blocks[index]);
+        if taken {
+            lease.own[index] = false;
+            self.leased.0 -= 1;
+        }
+        (lease.tip, lease.published) = (Some(tip), index + 1);
     }
 
     /// Blocks that can be leased now: free ones, and those that can be evicted.
@@ -151,6 +177,11 @@ impl BlockCache {
     /// Blocks in the tree of prefixes, whether a row holds them or not.
     pub fn cached(&self) -> BlockCount {
         self.tree.blocks()
+    }
+
+    /// Those of them that no row holds.
+    pub fn idle(&self) -> BlockCount {
+        self.tree.idle()
     }
 
     /// Blocks there are.

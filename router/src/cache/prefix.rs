@@ -104,6 +104,11 @@ impl PrefixTree {
         (at, blocks)
     }
 
+    /// Whether these tokens follow a path that ends at `tip`.
+    pub(super) fn has(&self, tip: NodeId, tokens: &[TokenId]) -> bool {
+        self.child(tip, tokens).is_some()
+    }
+
     /// Goes one block deeper with a path that ends at `tip`: `tokens` lie in `block`. The new end of the path, and whether
     /// the tree has taken the block; it has not if it had one for these tokens already.
     pub(super) fn grow(&mut self, tip: NodeId, tokens: &[TokenId], block: BlockId) -> (NodeId, bool) {
@@ -159,6 +164,7 @@ impl PrefixTree {
     }
 
     /// Checks what is kept up to date against what is there.
+    #[cfg(test)]
     pub(super) fn check(&self) {
         let inner = |node: &&Node| matches!(node.place, Place::Inner { .. });
         let count = |nodes: &mut dyn Iterator<Item = &Node>| BlockCount(nodes.count() as u32);

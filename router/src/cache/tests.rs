@@ -104,9 +104,10 @@ fn of_two_requests_that_compute_the_same_at_once_one_copy_stays() {
     cache.publish(&mut second, &ids, TokenCount(9));
     cache.publish(&mut first, &ids, TokenCount(9));
     assert_eq!(cache.cached(), BlockCount(2));
+    assert_eq!(cache.leased(), BlockCount(1 + 3), "the second goes on with its own copy");
     cache.release(first);
-    cache.release(second);
-    assert_eq!((cache.cached(), cache.available()), (BlockCount(2), BlockCount(9)));
+    cache.finish(second, &count(0, 12), TokenCount(12));
+    assert_eq!((cache.cached(), cache.available()), (BlockCount(3), BlockCount(9)));
     cache.check_tree();
 }
 
@@ -153,6 +154,8 @@ fn a_cache_that_shares_nothing_finds_nothing() {
 struct Naive {
     entries: Vec<Entry>,
     clock: u64,
+    /// Tokens of a block.
+    size: usize,
 }
 
 struct Entry {
@@ -192,6 +195,32 @@ impl Naive {
         }
     }
 
+    /// Publishes up to `whole` blocks behind a path, and returns its new length; `all` of them, or up to the first that is
+    /// known already.
+    fn publish(
+        &mut self,
+        key: &(usize, Vec<TokenId>),
+        blocks: &[BlockId],
+        mut path: usize,
+        whole: u32,
+        all: bool,
+    ) -> usize {
+        let used = self.clock;
+        while path < whole as usize {
+            let history = &key.1[..(path + 1) * self.size];
+            match self.find(key.0, history) {
+                Some(_) if !all => break,
+                Some(entry) => entry.holders += 1,
+                None => {
+                    let key = (key.0, history.to_vec());
+                    self.entries.push(Entry { key, block: blocks[path], holders: 1, used });
+                }
+            }
+            path += 1;
+        }
+        path
+    }
+
     fn release(&mut self, key: &(usize, Vec<TokenId>), path: usize, size: usize) {
         self.clock += 1;
         let clock = self.clock;
@@ -223,7 +252,7 @@ fn compare(seed: u64, operations: usize, block_size: u32, blocks: u32) {
     let size = BlockSize::new(block_size).unwrap();
     let mut random = StdRng::seed_from_u64(seed);
     let mut cache = BlockCache::new(BlockCount(blocks), size, true);
-    let (mut naive, mut held) = (Naive::default(), Vec::<Held>::new());
+    let (mut naive, mut held) = (Naive { size: block_size as usize, ..Naive::default() }, Vec::<Held>::new());
     // Blocks that are neither published nor leased.
     let mut free = blocks - 1;
     for operation in 0..operations {
@@ -261,29 +290,23 @@ fn compare(seed: u64, operations: usize, block_size: u32, blocks: u32) {
                 let Held { lease, key, reach, computed, path } = &mut held[index];
                 *computed = random.random_range(*computed..=*reach);
                 cache.publish(lease, &key.1, TokenCount(*computed));
-                while (*path as u32 + 1) * block_size <= *computed {
-                    let history = &key.1[..(*path + 1) * block_size as usize];
-                    let used = naive.clock;
-                    match naive.find(key.0, history) {
-                        Some(entry) => entry.holders += 1,
-                        None => naive.entries.push(Entry {
-                            key: (key.0, history.to_vec()),
-                            block: lease.blocks()[*path],
-                            holders: 1,
-                            used,
-                        }),
-                    }
-                    *path += 1;
-                }
+                *path = naive.publish(key, lease.blocks(), *path, *computed / block_size, false);
             }
             8.. if !held.is_empty() => {
                 let index = random.random_range(0..held.len());
-                let Held { lease, key, path, .. } = held.swap_remove(index);
+                let Held { lease, key, mut path, computed, .. } = held.swap_remove(index);
+                let finishes = random.random_bool(0.5);
+                if finishes {
+                    path = naive.publish(&key, lease.blocks(), path, computed / block_size, true);
+                }
                 let published =
                     |block: &&BlockId| naive.entries.iter().any(|entry| entry.block == **block);
                 free += lease.count().0 - lease.blocks().iter().filter(published).count() as u32;
                 naive.release(&key, path, block_size as usize);
-                cache.release(lease);
+                match finishes {
+                    true => cache.finish(lease, &key.1, TokenCount(computed)),
+                    false => cache.release(lease),
+                }
             }
             _ => {}
         }

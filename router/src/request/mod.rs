@@ -2,6 +2,7 @@
 //!
 //! - `native.rs`: the native routes' body as clients send it.
 //! - `params.rs`: what every route's body is translated into.
+//! - `terms.rs`: what headers say about a request.
 //! - `validate.rs`: from there to a [`ValidRequest`], one function per rule.
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use crate::adapters::Adapter;
 
 pub(crate) mod native;
 pub(crate) mod params;
+pub(crate) mod terms;
 pub(crate) mod validate;
 
 /// A request that passed validation. Downstream, only the scheduler checks whether the shards can run it at all.
@@ -43,6 +45,8 @@ pub struct Priority(u8);
 impl Priority {
     /// The most urgent.
     pub const HIGHEST: Self = Self(9);
+    /// What it may be, for those who got it wrong.
+    pub(crate) const RANGE: &'static str = "a whole number from 0 to 9";
 
     /// `None` above 9.
     pub fn new(value: u8) -> Option<Self> {

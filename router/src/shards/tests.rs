@@ -1,5 +1,6 @@
 //! The real shards against a scripted service, over real sockets.
 
+use crate::availability::Availability;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,8 @@ fn admission(id: u64, request: ValidRequest) -> Admission {
         id: RequestId(id),
         request: Arc::new(request),
         blocks: vec![BlockId(7), BlockId(3)],
-        reach: TokenCount(prompt.0 + output.0 - 1),
+        reach: Some(TokenCount(prompt.0 + output.0 - 1)),
+        generated: Vec::new(),
         cached: TokenCount(0),
         chunk: prompt,
     }
@@ -41,11 +43,15 @@ fn prefill(id: u64, requests: &[(u64, u32)], continues: bool) -> StepPlan {
     let admissions =
         requests.iter().map(|&(id, tokens)| admission(id, scripted::request(2, tokens, 0))).collect();
     let batch = Some(NewBatch { id: BatchId(id), admissions, joins: None });
-    StepPlan { drops: Vec::new(), batch, continues }
+    StepPlan { batch, continues, ..StepPlan::default() }
 }
 
 fn decode(drops: &[u64]) -> StepPlan {
-    StepPlan { drops: drops.iter().copied().map(RequestId).collect(), batch: None, continues: true }
+    StepPlan {
+        drops: drops.iter().copied().map(RequestId).collect(),
+        continues: true,
+        ..StepPlan::default()
+    }
 }
 
 async fn step(shards: &mut GrpcShards, plan: StepPlan) -> StepOutput {
@@ -213,7 +219,7 @@ async fn a_request_travels_whole() {
     let mut cut = admission(4, request);
     cut.chunk = TokenCount(5);
     let batch = Some(NewBatch { id: BatchId(0), admissions: vec![cut], joins: None });
-    step(&mut shards, StepPlan { drops: Vec::new(), batch, continues: false }).await;
+    step(&mut shards, StepPlan { batch, ..StepPlan::default() }).await;
     let request = stack.rank(0).prefilled.remove(0);
     assert_eq!((request.id, request.truncate, request.chunk_len), (4, 6, Some(5)));
     assert_eq!((request.blocks, request.slots), (vec![7, 3], vec![28, 29, 30, 31, 12, 13, 14, 15]));
@@ -236,7 +242,7 @@ async fn extensions_are_spoken_to_shards_that_announce_them() {
     request.sampling.min_p = 0.25;
     request.sampling.logit_bias = vec![(TokenId(9), -1.0)];
     let batch = Some(NewBatch { id: BatchId(0), admissions: vec![admission(0, request)], joins: None });
-    step(&mut shards, StepPlan { drops: Vec::new(), batch, continues: false }).await;
+    step(&mut shards, StepPlan { batch, ..StepPlan::default() }).await;
     let request = stack.rank(0).prefilled.remove(0);
     assert_eq!((request.input_ids, request.chunk_len), (vec![0, 1, 2], None));
     assert_eq!((request.inputs, request.input_chunks.unwrap().chunks), (String::new(), Vec::new()));
@@ -302,9 +308,11 @@ async fn the_batcher_serves_over_real_sockets() {
         max_concurrent_requests: 8,
         prompts: PromptPolicy::Chunked,
         extensions: shards.info().extensions,
+        shared_prompt_max: TokenCount(0),
+        stretch: None,
     };
     let bounds = BucketLimits { max_input_tokens: TokenCount(100), max_total_tokens: TokenCount(100) };
-    let batcher = Batcher::start(shards, limits, Metrics::new(bounds));
+    let batcher = Batcher::start(shards, limits, Metrics::new(bounds), Availability::starting());
     let (waiting, mut events) = Waiting::new(scripted::request(5, 3, 0), Instant::now());
     batcher.submit(waiting).await.unwrap();
     let mut last = None;
