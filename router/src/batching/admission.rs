@@ -36,7 +36,9 @@ impl Scheduler {
         }
         let id = self.next_batch;
         self.next_batch.0 += 1;
-        self.running[old..].iter_mut().for_each(|row| row.entry.enter(row.progress.computed, now, &mut self.tally));
+        self.running[old..]
+            .iter_mut()
+            .for_each(|row| row.entry.enter(row.progress.computed, now, &mut self.tally));
         let admissions = self.running[old..].iter().map(|row| row.admission(self.reach_at_once(&row.entry)));
         Some(NewBatch { id, admissions: admissions.collect(), joins: opening.reason })
     }
@@ -71,7 +73,9 @@ impl Scheduler {
         if is_running || self.running.len() >= self.limits.rows_max() {
             return;
         }
-        let Some((rank, entry)) = self.queue.iter().find(|(_, entry)| entry.standing.is_tried()) else { return };
+        let Some((rank, entry)) = self.queue.iter().find(|(_, entry)| entry.standing.is_tried()) else {
+            return;
+        };
         let chunk = self.prefill_budget().first_chunk(self.uncached(entry));
         if let (true, Some(chunk)) = (self.has_room(entry), chunk) {
             self.start(rank, chunk);
@@ -99,7 +103,8 @@ impl Scheduler {
     fn has_room(&self, entry: &Entry) -> bool {
         let (cached, available) = self.cache.probe(entry.request.adapter_key(), self.lookup(entry));
         let block_size = self.limits.capacity.block_size;
-        let blocks = |tokens: TokenCount| BlockCount(tokens.blocks(block_size).0 - cached.blocks(block_size).0);
+        let blocks =
+            |tokens: TokenCount| BlockCount(tokens.blocks(block_size).0 - cached.blocks(block_size).0);
         match self.reach_at_once(entry) {
             Some(reach) => blocks(reach) <= available,
             None => {

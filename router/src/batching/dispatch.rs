@@ -52,7 +52,10 @@ fn send(entry: &Entry, event: Event) -> Result<(), Ending> {
         Err(TrySendError::Closed(_)) => Err(Ending::Cancelled),
         Err(TrySendError::Full(_)) => {
             // The channel holds as many events as the request may have tokens, so the shard sent more than that.
-            tracing::error!(request_id = entry.id.0, "more tokens than were asked for: the request is dropped");
+            tracing::error!(
+                request_id = entry.id.0,
+                "more tokens than were asked for: the request is dropped"
+            );
             Err(Ending::Cancelled)
         }
     }

@@ -155,7 +155,8 @@ impl Scheduler {
             true => old > 0 && self.running.iter().any(|row| row.progress.next.0 > 0),
             false => old > 0 && (batch.is_none() || self.turns.shares_passes()),
         };
-        let mut plan = StepPlan { drops: std::mem::take(&mut self.drops), batch, continues, grants: Vec::new() };
+        let mut plan =
+            StepPlan { drops: std::mem::take(&mut self.drops), batch, continues, grants: Vec::new() };
         if self.limits.on_demand() && continues {
             plan.grants = self.running[..old].iter().filter_map(Row::grant).collect();
         }

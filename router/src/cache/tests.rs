@@ -299,8 +299,7 @@ fn compare(seed: u64, operations: usize, block_size: u32, blocks: u32) {
                 if finishes {
                     path = naive.publish(&key, lease.blocks(), path, computed / block_size, true);
                 }
-                let published =
-                    |block: &&BlockId| naive.entries.iter().any(|entry| entry.block == **block);
+                let published = |block: &&BlockId| naive.entries.iter().any(|entry| entry.block == **block);
                 free += lease.count().0 - lease.blocks().iter().filter(published).count() as u32;
                 naive.release(&key, path, block_size as usize);
                 match finishes {

@@ -115,7 +115,7 @@ impl Recovery {
         lost: &Ranks,
         error: &ShardError,
     ) -> Result<(Ranks, ShardInfo, Capacity), ShardError> {
-        let Some(limits) = self.limits.clone() else { return Err(ShardError::Abandoned(error.to_string())) };
+        let Some(limits) = self.limits else { return Err(ShardError::Abandoned(error.to_string())) };
         self.has_stepped = false;
         // Shards that are still there are to go. Those that are gone need not be asked for.
         let mut unwanted = Vec::new();

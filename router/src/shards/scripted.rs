@@ -7,7 +7,9 @@ use std::time::Duration;
 use proto::units::{RequestId, SlotIndex, TokenCount, TokenId};
 
 use super::{End, Generation, ShardError, Shards, StepOutput};
-use crate::batching::{Admission, Capacity, FinishReason, Grant, Limits, NewBatch, PromptPolicy, Step, StepPlan, Token};
+use crate::batching::{
+    Admission, Capacity, FinishReason, Grant, Limits, NewBatch, PromptPolicy, Step, StepPlan, Token,
+};
 use crate::request::{Priority, Prompt, Sampling, Stopping, ValidRequest};
 
 /// Answers every request with the tokens of [`token`], until its limit or the end that its prompt asks for.
@@ -129,7 +131,8 @@ impl ScriptedShards {
 
     /// One step, at once.
     pub(crate) fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, ShardError> {
-        if let Some(error) = self.failure.take() {
+        // Only a step with new rows is refused.
+        if let Some(error) = self.failure.take_if(|error| !error.is_refusal() || plan.batch.is_some()) {
             if plan.touches_running() && !error.is_refusal() {
                 self.batches.clear();
             }
@@ -240,7 +243,11 @@ impl ScriptedShards {
                 if position < row.computed {
                     read.insert(*slot);
                 } else {
-                    assert!(written.insert(*slot), "slot {slot} of request {} is written by another one", row.id);
+                    assert!(
+                        written.insert(*slot),
+                        "slot {slot} of request {} is written by another one",
+                        row.id
+                    );
                 }
             }
         }
@@ -296,7 +303,12 @@ impl Row {
     /// Whether all keys and values that the row relies on are its own history's.
     fn check_memory(&self, memory: &HashMap<SlotIndex, u64>) {
         for (slot, digest) in self.slots.iter().zip(self.digests(self.computed)) {
-            assert_eq!(memory.get(slot), Some(&digest), "slot {slot} of request {} holds something else", self.id);
+            assert_eq!(
+                memory.get(slot),
+                Some(&digest),
+                "slot {slot} of request {} holds something else",
+                self.id
+            );
         }
     }
 

@@ -47,11 +47,7 @@ fn prefill(id: u64, requests: &[(u64, u32)], continues: bool) -> StepPlan {
 }
 
 fn decode(drops: &[u64]) -> StepPlan {
-    StepPlan {
-        drops: drops.iter().copied().map(RequestId).collect(),
-        continues: true,
-        ..StepPlan::default()
-    }
+    StepPlan { drops: drops.iter().copied().map(RequestId).collect(), continues: true, ..StepPlan::default() }
 }
 
 async fn step(shards: &mut GrpcShards, plan: StepPlan) -> StepOutput {

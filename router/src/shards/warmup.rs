@@ -4,9 +4,9 @@
 use proto::units::{BlockCount, TokenCount};
 use proto::v3;
 
+use super::ShardError;
 use super::client::Ranks;
 use super::info::ShardInfo;
-use super::ShardError;
 use crate::batching::Capacity;
 
 /// What the user has asked for; the shards choose what is absent.
@@ -55,8 +55,7 @@ impl Warm {
 /// Runs the largest step on all ranks. Errors as [`result`], and when it does not fit into memory.
 pub(super) async fn run(ranks: &Ranks, limits: &WarmupLimits) -> Result<Warm, ShardError> {
     let request = request(limits);
-    let answers =
-        ranks.call(request, |mut rank, request| async move { rank.warmup(request).await }).await?;
+    let answers = ranks.call(request, |mut rank, request| async move { rank.warmup(request).await }).await?;
     result(answers, limits)
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::*;
-use crate::availability::Availability;
 use crate::adapters::Adapter;
+use crate::availability::Availability;
 use crate::batching::{Batcher, Stopped};
 use crate::metrics::{BucketLimits, Metrics};
 
@@ -138,7 +138,8 @@ impl crate::shards::Shards for Broken {
 #[tokio::test(start_paused = true)]
 async fn a_batcher_that_died_says_so() {
     let metrics = metrics();
-    let batcher = Batcher::start(Broken, limits(PromptPolicy::Chunked), metrics.clone(), Availability::starting());
+    let batcher =
+        Batcher::start(Broken, limits(PromptPolicy::Chunked), metrics.clone(), Availability::starting());
     assert!(batcher.is_alive());
     let stream = submit(&batcher, 4, 2).await;
     assert_eq!(finish(stream).await, Ok(0), "the stream ends without an end");

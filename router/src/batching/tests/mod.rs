@@ -40,7 +40,8 @@ fn limits(prompts: PromptPolicy) -> Limits {
 
 /// The same, with shards that understand everything.
 fn on_demand() -> Limits {
-    let extensions = Extensions { input_ids: true, resume: true, block_grants: true, ..Extensions::default() };
+    let extensions =
+        Extensions { input_ids: true, resume: true, block_grants: true, ..Extensions::default() };
     Limits { extensions, shared_prompt_max: TokenCount(u32::MAX), ..limits(PromptPolicy::Chunked) }
 }
 
@@ -57,7 +58,11 @@ struct Bench {
 
 impl Bench {
     fn new(limits: Limits) -> Self {
-        Self { scheduler: Scheduler::new(limits.clone()), shards: ScriptedShards::new(limits.clone()), limits }
+        Self {
+            scheduler: Scheduler::new(limits.clone()),
+            shards: ScriptedShards::new(limits.clone()),
+            limits,
+        }
     }
 
     fn submit(&mut self, prompt: u32, max_new_tokens: u32) -> Events {
@@ -79,7 +84,9 @@ impl Bench {
         let plan = self.scheduler.plan(now);
         match self.shards.run(&plan) {
             Ok(output) => self.scheduler.apply(output),
-            Err(error) if error.is_refusal() => assert!(self.scheduler.refuse(&error), "somebody was to join"),
+            Err(error) if error.is_refusal() => {
+                assert!(self.scheduler.refuse(&error), "somebody was to join")
+            }
             Err(error) if self.scheduler.survives() => self.recover(&error),
             Err(error) => self.scheduler.fail(&error),
         }

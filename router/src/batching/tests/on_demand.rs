@@ -55,7 +55,8 @@ fn a_row_holds_blocks_for_what_it_has_and_for_one_step() {
     assert_eq!(bench.scheduler.load().reserved, TokenCount(8));
     let granted: Vec<Vec<Grant>> = (0..7).map(|_| bench.step().grants).collect();
     // Positions 6 and 7 have slots; position 8 needs the next block.
-    let sizes: Vec<usize> = granted.iter().map(|grants| grants.iter().map(|grant| grant.blocks.len()).sum()).collect();
+    let sizes: Vec<usize> =
+        granted.iter().map(|grants| grants.iter().map(|grant| grant.blocks.len()).sum()).collect();
     assert_eq!(sizes, [0, 0, 1, 0, 0, 0, 1]);
 }
 
@@ -85,7 +86,8 @@ fn the_newest_row_leaves_when_blocks_run_out_and_goes_on_later() {
 #[test]
 fn of_running_rows_the_least_urgent_leaves_first() {
     let mut bench = small(10);
-    let events = vec![bench.submit_request(prioritized(8, 30, 2)), bench.submit_request(prioritized(9, 20, 7))];
+    let events =
+        vec![bench.submit_request(prioritized(8, 30, 2)), bench.submit_request(prioritized(9, 20, 7))];
     let mut preempted = None;
     for _ in 0..200 {
         let plan = bench.step();
@@ -103,8 +105,7 @@ fn urgent_requests_overtake_those_that_have_not_waited_long() {
     let mut bench = Bench::new(at_most(1, on_demand()));
     let now = Instant::now();
     let mut submit = |priority: u8, age: u64| {
-        let (waiting, events) =
-            Waiting::new(prioritized(4, 1, priority), now - Duration::from_secs(age));
+        let (waiting, events) = Waiting::new(prioritized(4, 1, priority), now - Duration::from_secs(age));
         bench.scheduler.submit(waiting);
         events
     };
@@ -140,7 +141,8 @@ fn the_next_turn_of_a_chat_computes_only_what_is_new() {
     let (tokens, finished) = finish(&mut bench, events).remove(0).unwrap();
     assert_eq!(finished.cached, TokenCount(0));
     let mut next = request(10, 3, 0);
-    next.prompt.ids = next.prompt.ids.iter().chain(&tokens).copied().chain([TokenId(77), TokenId(78)]).collect();
+    next.prompt.ids =
+        next.prompt.ids.iter().chain(&tokens).copied().chain([TokenId(77), TokenId(78)]).collect();
     let mut events = bench.submit_request(next);
     let plan = bench.step();
     // Of 10 + 12 tokens all but the last are computed: five whole blocks.
