@@ -73,8 +73,8 @@ impl Batch {
     /// gets at least one. Routers keep this account too, to the token.
     pub fn plan_chunks(&mut self, prefill_max: TokenCount) {
         let mut budget = (prefill_max.0 as usize).saturating_sub(self.rows.len().saturating_sub(1));
-        for row in self.rows.iter_mut().rev().filter(|row| !row.is_stopped() && row.prompt_remaining() > 0) {
-            let chunk = row.prompt_remaining().min(budget).max(1);
+        for row in self.rows.iter_mut().rev().filter(|row| !row.is_stopped() && row.remaining() > 0) {
+            let chunk = row.remaining().min(budget).max(1);
             row.set_next(chunk);
             budget = budget.saturating_sub(chunk);
         }

@@ -203,20 +203,47 @@ pub enum RequestError {
         /// Positions of the model.
         limit: usize,
     },
+    /// A request that goes on needs a prompt to go on from.
+    #[error("generated is {generated}, but must be below the number of input_ids, which is {ids}")]
+    Generated {
+        /// Tokens that were generated before.
+        generated: TokenCount,
+        /// Those and the prompt.
+        ids: usize,
+    },
+    /// Nothing left to generate.
+    #[error("generated is {generated}, but must be below max_new_tokens, which is {new}")]
+    Exhausted {
+        /// Tokens that were generated before.
+        generated: TokenCount,
+        /// Most tokens to generate.
+        new: TokenCount,
+    },
+    /// A request that has come to its end does not go on.
+    #[error("token {index} of the {generated} that were generated before ends the request")]
+    Ended {
+        /// Which of them, counted from 1.
+        index: usize,
+        /// How many they are.
+        generated: usize,
+    },
+    /// They came with the first token, which has been delivered.
+    #[error("prefill_logprobs cannot be had of a request that has generated tokens before")]
+    LatePromptLogprobs,
     /// A cached prefix leaves nothing to compute.
-    #[error("cache_len {cached} must be below the prompt's {prompt} tokens")]
+    #[error("cache_len {cached} must be below the request's {given} tokens")]
     CacheLength {
         /// Cached tokens.
         cached: TokenCount,
-        /// Tokens of the prompt.
-        prompt: usize,
+        /// Tokens that came with the request.
+        given: usize,
     },
     /// A first chunk that is not there.
-    #[error("chunk_len {chunk} must be between 1 and the {remaining} prompt tokens that are not cached")]
+    #[error("chunk_len {chunk} must be between 1 and the {remaining} tokens that are not cached")]
     Chunk {
         /// Tokens of the chunk.
         chunk: TokenCount,
-        /// Prompt tokens to compute.
+        /// Tokens to compute.
         remaining: usize,
     },
     /// Not every position has a place in the cache.

@@ -30,6 +30,8 @@ pub struct NewRequest {
     pub id: RequestId,
     /// What to continue.
     pub prompt: Prompt,
+    /// How many of the prompt's ids, at their end, the request has generated before.
+    pub generated: TokenCount,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// When to stop.
@@ -40,9 +42,9 @@ pub struct NewRequest {
     pub top: usize,
     /// Where its keys and values go.
     pub placement: Placement,
-    /// Leading prompt tokens that are in the cache already.
+    /// Leading tokens that are in the cache already.
     pub cached: TokenCount,
-    /// Prompt tokens of the first step; all that are left if absent.
+    /// Tokens of the first step; all that are left if absent.
     pub chunk: Option<TokenCount>,
     /// The adapter that changes its tokens.
     pub adapter: Option<AdapterId>,
@@ -141,11 +143,14 @@ impl Admission<'_> {
     }
 
     fn row(&self, request: NewRequest, next_block: &mut BlockId) -> Result<Row, RequestError> {
-        let ids = self.prompt_ids(request.prompt)?;
+        check_resumption(&request)?;
+        let mut ids = self.prompt_ids(request.prompt)?;
         let new = request.stopping.tokens_max;
         if new.0 == 0 {
             return Err(RequestError::NoNewTokens);
         }
+        let progress = Progress::new(ids.len(), request.cached, request.chunk)?;
+        let generated = ids.split_off(ids.len() - request.generated.0 as usize);
         // The last token is never fed back.
         let reach = ids.len() + new.0 as usize - 1;
         if reach > self.shape.positions_max {
@@ -153,9 +158,8 @@ impl Admission<'_> {
             return Err(RequestError::Positions { prompt: ids.len(), new, limit });
         }
         let adapter = request.adapter.map(|id| self.adapters.find(&id)).transpose()?;
-        let progress = Progress::new(ids.len(), request.cached, request.chunk)?;
         let (blocks, slots) = self.place(request.placement, reach, next_block)?;
-        Ok(Row::new(super::row::Parts {
+        let mut row = Row::new(super::row::Parts {
             id: request.id,
             ids,
             progress,
@@ -166,7 +170,9 @@ impl Admission<'_> {
             prompt_logprobs: request.prompt_logprobs,
             top: request.top,
             adapter,
-        }))
+        });
+        row.resume(&generated, self.tokenizer)?;
+        Ok(row)
     }
 
     fn known(&self, mut ids: impl Iterator<Item = u32>) -> Result<(), RequestError> {
@@ -210,4 +216,27 @@ impl Admission<'_> {
             }
         }
     }
+}
+
+/// Whether a request may go on behind what it says it has generated before.
+fn check_resumption(request: &NewRequest) -> Result<(), RequestError> {
+    let generated = request.generated;
+    if generated.0 == 0 {
+        return Ok(());
+    }
+    let ids = match &request.prompt {
+        Prompt::Ids(ids) => ids.len(),
+        Prompt::Text { .. } => 0,
+    };
+    if generated.0 as usize >= ids {
+        return Err(RequestError::Generated { generated, ids });
+    }
+    let new = request.stopping.tokens_max;
+    if generated >= new {
+        return Err(RequestError::Exhausted { generated, new });
+    }
+    if request.prompt_logprobs {
+        return Err(RequestError::LatePromptLogprobs);
+    }
+    Ok(())
 }

@@ -30,7 +30,7 @@ pub struct Parts {
     pub id: RequestId,
     /// Its prompt.
     pub ids: Vec<u32>,
-    /// Where to start.
+    /// Where to start, in the prompt and what was generated before.
     pub progress: Progress,
     /// Cache blocks it reserves.
     pub blocks: BlockCount,
@@ -58,6 +58,8 @@ pub struct Row {
     /// Prompt and generated tokens.
     ids: Vec<u32>,
     prompt_length: usize,
+    /// Tokens that came with the request: its prompt, and what it had generated before.
+    given: usize,
     progress: Progress,
     blocks: BlockCount,
     slots: SlotTable,
@@ -75,13 +77,13 @@ pub struct Row {
 }
 
 impl Progress {
-    /// Of a prompt with `cached` tokens in the cache, of which the next step computes `chunk`, or all.
-    pub fn new(prompt: usize, cached: TokenCount, chunk: Option<TokenCount>) -> Result<Self, RequestError> {
+    /// Of `given` tokens, of which `cached` are in the cache and the next step computes `chunk` more, or all.
+    pub fn new(given: usize, cached: TokenCount, chunk: Option<TokenCount>) -> Result<Self, RequestError> {
         let start = cached.0 as usize;
-        if start >= prompt {
-            return Err(RequestError::CacheLength { cached, prompt });
+        if start >= given {
+            return Err(RequestError::CacheLength { cached, given });
         }
-        let remaining = prompt - start;
+        let remaining = given - start;
         match chunk {
             None => Ok(Self { cached: start, next: remaining }),
             Some(chunk) if (1..=remaining).contains(&(chunk.0 as usize)) => {
@@ -101,6 +103,7 @@ impl Row {
         Self {
             id: parts.id,
             prompt_length,
+            given: prompt_length,
             progress: parts.progress,
             blocks: parts.blocks,
             slots: parts.slots,
@@ -115,6 +118,22 @@ impl Row {
             stopped: false,
             ids: parts.ids,
         }
+    }
+
+    /// Goes on behind tokens that were generated before, here or elsewhere: from now on everything is as if they had been
+    /// chosen by this row. Errors when they end the request.
+    pub fn resume(&mut self, generated: &[u32], tokenizer: &Tokenizer) -> Result<(), RequestError> {
+        for (id, index) in generated.iter().zip(1..) {
+            let id = TokenId(*id);
+            self.sampler.advance(id);
+            self.ids.push(id.0);
+            let text = self.detokenizer.push(tokenizer, &self.ids);
+            if self.finish(id, &text, tokenizer).is_some() {
+                return Err(RequestError::Ended { index, generated: generated.len() });
+            }
+        }
+        self.given = self.ids.len();
+        Ok(())
     }
 
     /// The request.
@@ -157,9 +176,9 @@ impl Row {
         self.prompt_length.max(position + 1)
     }
 
-    /// Prompt tokens that are not computed yet.
-    pub fn prompt_remaining(&self) -> usize {
-        self.prompt_length.saturating_sub(self.progress.cached)
+    /// Tokens that came with the request and are not computed yet.
+    pub fn remaining(&self) -> usize {
+        self.given.saturating_sub(self.progress.cached)
     }
 
     /// Whether the logits of every prompt token are needed.
@@ -167,7 +186,7 @@ impl Row {
         self.prompt_logprobs.is_some()
     }
 
-    /// Decides how many prompt tokens the next step computes.
+    /// Decides how many tokens the next step computes.
     pub fn set_next(&mut self, tokens: usize) {
         self.progress.next = tokens;
     }

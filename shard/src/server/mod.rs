@@ -213,7 +213,8 @@ impl TextGenerationService for Service {
 }
 
 /// What we understand beyond `generate.v3`.
-const EXTENSIONS: [&str; 3] = [extensions::INPUT_IDS, extensions::SAMPLING_MORE, extensions::ADAPTERS];
+const EXTENSIONS: [&str; 4] =
+    [extensions::INPUT_IDS, extensions::SAMPLING_MORE, extensions::ADAPTERS, extensions::RESUME];
 
 /// The name that routers show to users.
 fn torch_name(dtype: kernels::DType) -> &'static str {

@@ -201,7 +201,7 @@ async fn the_shard_says_what_it_is_and_that_it_is_well() {
     assert_eq!((info.dtype.as_str(), info.device_type.as_str()), ("torch.bfloat16", "cpu"));
     assert_eq!((info.attention_impl.as_str(), info.block_size), ("paged", 16));
     assert!(info.support_chunking && info.use_prefix_caching && !info.requires_padding);
-    assert_eq!(info.extensions, ["input_ids", "sampling_more", "adapters"]);
+    assert_eq!(info.extensions, ["input_ids", "sampling_more", "adapters", "resume"]);
     assert!(info.adapters.is_empty());
     let urls =
         shard.client.service_discovery(v3::ServiceDiscoveryRequest {}).await.unwrap().into_inner().urls;

@@ -67,6 +67,7 @@ fn new_request(request: v3::Request, watermark: Watermark) -> Result<NewRequest,
     Ok(NewRequest {
         id: RequestId(request.id),
         prompt,
+        generated: TokenCount(request.generated),
         sampling: sampling(parameters, watermark)?,
         stopping: Stopping {
             tokens_max: TokenCount(stopping.max_new_tokens),
