@@ -87,6 +87,11 @@ pub enum Placement {
         /// Slot of each position.
         slots: SlotTable,
     },
+    /// The router has leased the first blocks, and grants others as they are needed.
+    Granted {
+        /// Of the first step, at least.
+        blocks: Vec<BlockId>,
+    },
     /// The shard numbers the blocks of the batch from 0.
     Numbered,
 }
@@ -158,13 +163,17 @@ impl Admission<'_> {
             return Err(RequestError::Positions { prompt: ids.len(), new, limit });
         }
         let adapter = request.adapter.map(|id| self.adapters.find(&id)).transpose()?;
-        let (blocks, slots) = self.place(request.placement, reach, next_block)?;
+        let granted = matches!(request.placement, Placement::Granted { .. });
+        // Later positions of such a request are looked at when their step comes.
+        let needed = if granted { progress.cached + progress.next } else { reach };
+        let (blocks, slots) = self.place(request.placement, needed, next_block)?;
         let mut row = Row::new(super::row::Parts {
             id: request.id,
             ids,
             progress,
             blocks,
             slots,
+            granted,
             sampling: request.sampling,
             stopping: request.stopping,
             prompt_logprobs: request.prompt_logprobs,
@@ -183,18 +192,16 @@ impl Admission<'_> {
         }
     }
 
-    /// Blocks and slots for `reach` positions.
+    /// Blocks and slots, of which `needed` positions must have one.
     fn place(
         &self,
         placement: Placement,
-        reach: usize,
+        needed: usize,
         next_block: &mut BlockId,
     ) -> Result<(BlockCount, SlotTable), RequestError> {
         match placement {
             Placement::Given { blocks, slots } => {
-                if slots.len() < reach {
-                    return Err(RequestError::Slots { slots: slots.len(), needed: reach });
-                }
+                enough(slots.len(), needed)?;
                 if !slots.make_up_blocks(self.block_size) {
                     return Err(RequestError::SlotBlocks { block_size: self.block_size });
                 }
@@ -203,19 +210,30 @@ impl Admission<'_> {
                     None => Ok((blocks, slots)),
                 }
             }
+            Placement::Granted { blocks } => {
+                let mut slots = SlotTable::default();
+                slots.check_blocks(&blocks, self.block_size, self.slots)?;
+                slots.extend(&blocks, self.block_size);
+                enough(slots.len(), needed)?;
+                Ok((BlockCount(blocks.len() as u32), slots))
+            }
             Placement::Numbered => {
-                let blocks = TokenCount(reach as u32).blocks(self.block_size);
-                let needed =
-                    (u64::from(next_block.0) + u64::from(blocks.0)) * u64::from(self.block_size.get());
+                let blocks = TokenCount(needed as u32).blocks(self.block_size);
+                let end = u64::from(next_block.0) + u64::from(blocks.0);
+                let needed = end * u64::from(self.block_size.get());
                 if needed > self.slots as u64 {
                     return Err(RequestError::CacheFull { needed, limit: self.slots });
                 }
-                let slots = SlotTable::of_blocks(*next_block, blocks, self.block_size);
-                next_block.0 += blocks.0;
-                Ok((blocks, slots))
+                let numbers = next_block.0..next_block.0 + blocks.0;
+                next_block.0 = numbers.end;
+                Ok((blocks, SlotTable::of_blocks(numbers.map(BlockId), self.block_size)))
             }
         }
     }
+}
+
+fn enough(slots: usize, needed: usize) -> Result<(), RequestError> {
+    if slots < needed { Err(RequestError::Slots { slots, needed }) } else { Ok(()) }
 }
 
 /// Whether a request may go on behind what it says it has generated before.

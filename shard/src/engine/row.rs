@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proto::units::{BlockCount, RequestId, TokenCount, TokenId};
+use proto::units::{BlockCount, BlockId, BlockSize, RequestId, TokenCount, TokenId};
 
 use super::answer::{FinishReason, GeneratedText, Generation, PromptTokens, Token};
 use super::error::RequestError;
@@ -34,8 +34,10 @@ pub struct Parts {
     pub progress: Progress,
     /// Cache blocks it reserves.
     pub blocks: BlockCount,
-    /// Slot of each position it may reach.
+    /// Slots of the positions it may reach, or of the first of them.
     pub slots: SlotTable,
+    /// Whether further blocks come with grants.
+    pub granted: bool,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// When to stop.
@@ -51,7 +53,7 @@ pub struct Parts {
 /// A request in a batch.
 ///
 /// Invariant: while it runs, `progress.cached + progress.next <= ids.len()`, and the step that makes them equal yields a
-/// token. A decoding request is one with a single token left to feed.
+/// token. A decoding request is one with a single token left to feed. No step computes a token that has no slot.
 #[derive(Debug)]
 pub struct Row {
     id: RequestId,
@@ -63,6 +65,7 @@ pub struct Row {
     progress: Progress,
     blocks: BlockCount,
     slots: SlotTable,
+    granted: bool,
     sampler: Sampler,
     top: usize,
     tokens_max: usize,
@@ -107,6 +110,7 @@ impl Row {
             progress: parts.progress,
             blocks: parts.blocks,
             slots: parts.slots,
+            granted: parts.granted,
             sampler: Sampler::new(parts.sampling, &parts.ids),
             top: parts.top,
             tokens_max: parts.stopping.tokens_max.0 as usize,
@@ -156,7 +160,18 @@ impl Row {
         self.blocks
     }
 
-    /// Slot of each position it may reach.
+    /// Whether further blocks come with grants.
+    pub fn is_granted(&self) -> bool {
+        self.granted
+    }
+
+    /// Whether it may end alone where no token can be chosen for it. A router that knows only the contract would wait for it:
+    /// then all of its batch fails.
+    pub fn fails_alone(&self) -> bool {
+        self.granted || self.given > self.prompt_length
+    }
+
+    /// Slots of the positions it may reach, as far as they are known.
     pub fn slots(&self) -> &SlotTable {
         &self.slots
     }
@@ -181,9 +196,20 @@ impl Row {
         self.given.saturating_sub(self.progress.cached)
     }
 
+    /// Tokens that a step can feed.
+    pub fn left(&self) -> usize {
+        if self.stopped { 0 } else { self.remaining().max(1) }
+    }
+
     /// Whether the logits of every prompt token are needed.
     pub fn wants_prompt_logprobs(&self) -> bool {
         self.prompt_logprobs.is_some()
+    }
+
+    /// Appends blocks to those it has.
+    pub fn grant(&mut self, blocks: &[BlockId], size: BlockSize) {
+        self.blocks.0 += blocks.len() as u32;
+        self.slots.extend(blocks, size);
     }
 
     /// Decides how many tokens the next step computes.
@@ -252,6 +278,11 @@ impl Row {
         self.stopped = self.finish(id, &text, tokenizer).is_some();
         // Delivered with the first token, there.
         self.prompt_logprobs = None;
+    }
+
+    /// Ends without a further token.
+    pub fn fail(&mut self) {
+        self.stopped = true;
     }
 
     /// The first rule that holds, and the bytes of `text` behind a stop string.

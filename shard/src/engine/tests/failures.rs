@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::engine::answer::StepReport;
 use crate::engine::error::EngineError;
 use crate::engine::request::{NewBatch, NewRequest, Prompt};
+use crate::engine::step_plan::StepPlan;
 
 #[test]
 fn a_request_that_cannot_be_served_is_named_and_costs_nobody_else() {
@@ -92,6 +93,6 @@ fn steps_before_the_warm_up_are_refused() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let engine = Engine::start(parts()).unwrap();
     let batch = NewBatch { id: BatchId(0), requests: vec![request(1, "x", 1)] };
-    let error = runtime.block_on(engine.prefill(batch, None)).unwrap_err();
+    let error = runtime.block_on(engine.prefill(batch, None, StepPlan::default())).unwrap_err();
     assert!(matches!(error, EngineError::NotWarm), "{error}");
 }

@@ -3,6 +3,7 @@
 
 mod batches;
 mod failures;
+mod grants;
 mod ranks;
 mod requests;
 mod resumption;
@@ -19,6 +20,7 @@ use super::commands::{BLOCK_SIZE, Parts};
 use super::error::EngineError;
 use super::request::{NewBatch, NewRequest, Placement, Prompt, Stopping};
 use super::slots::SlotTable;
+use super::step_plan::StepPlan;
 use super::warmup::{MemoryShare, Warmup};
 use crate::adapters::AdapterLayout;
 use crate::backend::{Device, Tensor};
@@ -56,6 +58,7 @@ impl Hashing {
             vocabulary: VOCABULARY,
             kv: KvShape { layers: 1, key_width: 8, value_width: 8, element_bytes: 4 },
             positions_max: 256,
+            shared_prompt_max: None,
             dtype: DType::F32,
         };
         let device = device();
@@ -188,21 +191,23 @@ pub(super) fn parts() -> Parts {
 struct Shard {
     engine: Engine,
     runtime: tokio::runtime::Runtime,
+    /// Of the cache.
+    blocks: u32,
 }
 
 impl Shard {
     /// `prefill_max` is the chunk budget.
     fn start(prefill_max: u32) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let shard = Self { engine: Engine::start(parts()).unwrap(), runtime };
+        let engine = Engine::start(parts()).unwrap();
         let warmup = Warmup {
             batch: NewBatch { id: BatchId(0), requests: vec![request(0, &"warm".repeat(100), 1)] },
             prefill_max: TokenCount(prefill_max),
             input_max: None,
             total_max: None,
         };
-        shard.runtime.block_on(shard.engine.warm_up(warmup)).unwrap();
-        shard
+        let capacity = runtime.block_on(engine.warm_up(warmup)).unwrap();
+        Self { engine, runtime, blocks: capacity.supported.blocks(BLOCK_SIZE).0 }
     }
 
     fn prefill(
@@ -211,12 +216,26 @@ impl Shard {
         requests: Vec<NewRequest>,
         onto: Option<u64>,
     ) -> Result<StepReport, EngineError> {
+        self.prefill_by(id, requests, onto, StepPlan::default())
+    }
+
+    fn prefill_by(
+        &self,
+        id: u64,
+        requests: Vec<NewRequest>,
+        onto: Option<u64>,
+        plan: StepPlan,
+    ) -> Result<StepReport, EngineError> {
         let batch = NewBatch { id: BatchId(id), requests };
-        self.runtime.block_on(self.engine.prefill(batch, onto.map(BatchId)))
+        self.runtime.block_on(self.engine.prefill(batch, onto.map(BatchId), plan))
     }
 
     fn decode(&self, ids: &[u64]) -> Result<StepReport, EngineError> {
-        self.runtime.block_on(self.engine.decode(ids.iter().copied().map(BatchId).collect()))
+        self.decode_by(ids, StepPlan::default())
+    }
+
+    fn decode_by(&self, ids: &[u64], plan: StepPlan) -> Result<StepReport, EngineError> {
+        self.runtime.block_on(self.engine.decode(ids.iter().copied().map(BatchId).collect(), plan))
     }
 
     fn filter(&self, id: u64, keep: &[u64]) -> Result<Vec<u64>, EngineError> {

@@ -27,13 +27,13 @@ fn adapter() -> AdapterId {
     AdapterId("poet".to_owned())
 }
 
-fn shard(prefill_max: u32) -> Shard {
+pub(super) fn shard_with_adapter(prefill_max: u32) -> Shard {
     let shard = Shard::start(prefill_max);
     shard.runtime.block_on(shard.engine.add_adapter(adapter(), Adapter::default())).unwrap();
     shard
 }
 
-/// Requests that differ in all that a row remembers of its tokens.
+/// Requests that differ in all that a row remembers of its tokens. All have the id 1.
 pub(super) fn requests() -> Vec<(&'static str, NewRequest)> {
     let with = |change: &dyn Fn(&mut NewRequest)| {
         let mut request = request(1, "a prompt of more than a block", 16);
@@ -116,7 +116,7 @@ fn check(shard: &Shard, name: &str, request: &NewRequest, whole: &[Generation]) 
 #[test]
 fn a_request_goes_on_after_any_of_its_tokens_as_if_nothing_had_been() {
     // Chunks behind the first are of four tokens.
-    let shard = shard(4);
+    let shard = shard_with_adapter(4);
     let mut texts = Vec::new();
     for (name, request) in requests() {
         let whole = shard.alone(request.clone());
@@ -136,7 +136,7 @@ fn a_request_goes_on_after_any_of_its_tokens_as_if_nothing_had_been() {
 
 #[test]
 fn a_stop_string_is_found_wherever_the_request_was_cut() {
-    let shard = shard(4);
+    let shard = shard_with_adapter(4);
     for (name, request) in requests() {
         let texts: Vec<String> =
             shard.alone(request.clone()).into_iter().map(|generation| generation.token.text).collect();
@@ -165,7 +165,7 @@ fn a_stop_string_is_found_wherever_the_request_was_cut() {
 
 #[test]
 fn a_request_that_goes_on_does_so_in_any_company() {
-    let shard = shard(20);
+    let shard = shard_with_adapter(20);
     let cases = requests();
     let whole: Vec<_> = cases.iter().map(|(_, request)| shard.alone(request.clone())).collect();
     let again = cases.iter().zip(&whole).zip(1..).map(|(((_, request), whole), id)| {
@@ -189,7 +189,7 @@ fn a_request_that_goes_on_does_so_in_any_company() {
 
 #[test]
 fn what_cannot_go_on_is_refused_by_name() {
-    let shard = shard(100);
+    let shard = shard_with_adapter(100);
     let error = |change: &dyn Fn(&mut NewRequest)| {
         let mut bad = resumed(&request(8, "prompt", 4), &ids_of("ab"));
         change(&mut bad);
@@ -228,7 +228,7 @@ fn what_cannot_go_on_is_refused_by_name() {
 
 #[test]
 fn max_new_tokens_counts_what_was_generated_before_and_so_do_positions() {
-    let shard = shard(300);
+    let shard = shard_with_adapter(300);
     let mut long = resumed(&request(1, "x", 255), &ids_of(&"b".repeat(254)));
     long.placement = at_blocks(&(20..36).collect::<Vec<_>>());
     let generations = shard.alone(long.clone());
