@@ -41,11 +41,9 @@ impl Shard {
         let device = Device::cpu(NonZeroUsize::MIN).unwrap();
         let model =
             model::load(&checkpoint(), &LoadOptions::default(), device.clone(), Ranks::alone()).unwrap();
-        let identity = Identity {
-            dtype: model.shape().dtype,
-            sockets: vec![socket.clone(), dir.path().join("shard-1")],
-            watermark: Watermark { gamma: 0.5, delta: 2.0 },
-        };
+        let sockets = vec![socket.clone(), dir.path().join("shard-1")];
+        let watermark = Watermark { gamma: 0.5, delta: 2.0 };
+        let identity = Identity::new(model.shape(), &device, sockets, watermark);
         let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
         let adapters = model.adapters();
         let memory = MemoryShare(1e-3);
@@ -201,7 +199,7 @@ async fn the_shard_says_what_it_is_and_that_it_is_well() {
     assert_eq!((info.dtype.as_str(), info.device_type.as_str()), ("torch.bfloat16", "cpu"));
     assert_eq!((info.attention_impl.as_str(), info.block_size), ("paged", 16));
     assert!(info.support_chunking && info.use_prefix_caching && !info.requires_padding);
-    assert_eq!(info.extensions, ["input_ids", "sampling_more", "adapters"]);
+    assert_eq!(info.extensions, ["input_ids", "sampling_more", "adapters", "resume", "block_grants"]);
     assert!(info.adapters.is_empty());
     let urls =
         shard.client.service_discovery(v3::ServiceDiscoveryRequest {}).await.unwrap().into_inner().urls;
@@ -290,7 +288,7 @@ async fn the_socket_goes_when_the_server_stops() {
     let device = Device::cpu(NonZeroUsize::MIN).unwrap();
     let model = model::load(&checkpoint(), &LoadOptions::default(), device.clone(), Ranks::alone()).unwrap();
     let watermark = Watermark { gamma: 0.5, delta: 2.0 };
-    let identity = Identity { dtype: model.shape().dtype, sockets: vec![path.clone()], watermark };
+    let identity = Identity::new(model.shape(), &device, vec![path.clone()], watermark);
     let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
     let adapters = model.adapters();
     let parts = Parts { model, device, tokenizer, memory: MemoryShare(1e-3), ranks: Ranks::alone() };

@@ -18,6 +18,7 @@ use crate::engine::answer::{Capacity, Generation, StepReport};
 use crate::engine::commands::Parts;
 use crate::engine::error::{EngineError, Unhealthy};
 use crate::engine::request::{NewBatch, NewRequest, Prompt};
+use crate::engine::step_plan::StepPlan;
 use crate::engine::warmup::{MemoryShare, Warmup};
 use crate::model::{Model, ModelShape, StepInput};
 
@@ -103,12 +104,12 @@ impl Pair {
     fn prefill(&self, id: u64, requests: &[NewRequest]) -> Both<StepReport> {
         self.both(|engine| {
             let batch = NewBatch { id: BatchId(id), requests: requests.to_vec() };
-            async move { engine.prefill(batch, None).await }
+            async move { engine.prefill(batch, None, StepPlan::default()).await }
         })
     }
 
     fn decode(&self, id: u64) -> Both<StepReport> {
-        self.both(|engine| async move { engine.decode(vec![BatchId(id)]).await })
+        self.both(|engine| async move { engine.decode(vec![BatchId(id)], StepPlan::default()).await })
     }
 
     /// All that each rank answers, until both say that the batch is done. They always hold the same batch.
@@ -217,7 +218,7 @@ fn ranks_at_different_steps_are_told_so() {
     let [first, second] = [0, 1].map(|rank| {
         let engine = pair.engines[rank].clone();
         let batch = NewBatch { id: BatchId(3), requests: vec![request(8 + rank as u64, "same", 4)] };
-        async move { engine.prefill(batch, None).await }
+        async move { engine.prefill(batch, None, StepPlan::default()).await }
     });
     let (first, second) = pair.runtime.block_on(async { tokio::join!(first, second) });
     for step in [first, second] {
