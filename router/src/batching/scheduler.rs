@@ -22,7 +22,7 @@ use super::budget::{Capacity, Limits, continue_prompts};
 use super::dispatch::deliver;
 use super::entry::{Departure, Entry};
 use super::pace::Pace;
-use super::plan::StepPlan;
+use super::plan::{NewBatch, StepPlan};
 use super::queue::Queue;
 use super::row::Row;
 use super::turns::{Company, Turns};
@@ -67,6 +67,8 @@ struct Pass {
     loses_from: usize,
     /// The first row that joins.
     joins_from: usize,
+    /// Whether those before it go on.
+    continues: bool,
     /// What the shards are told to drop.
     drops: Vec<RequestId>,
 }
@@ -145,11 +147,12 @@ impl Scheduler {
     pub fn plan(&mut self, now: Instant) -> StepPlan {
         self.drop_departed(now);
         let company = self.company();
-        if self.limits.on_demand() {
-            self.grant(company);
+        let (mut old, mut batch) = self.gather(company, now);
+        let is_empty = batch.is_none() && self.running.iter().all(|row| row.progress.next.0 == 0);
+        if company == Company::Tried && is_empty {
+            // It does not fit yet: the others need not wait for it.
+            (old, batch) = self.gather(Company::Others, now);
         }
-        let old = self.running.len();
-        let batch = self.admit(company, now);
         self.turns.planned(batch.is_some());
         let continues = match self.limits.on_demand() {
             true => old > 0 && self.running.iter().any(|row| row.progress.next.0 > 0),
@@ -164,9 +167,19 @@ impl Scheduler {
             computes_from: if plan.continues { 0 } else { old },
             loses_from: if plan.touches_running() { 0 } else { old },
             joins_from: old,
+            continues: plan.continues,
             drops: plan.drops.clone(),
         };
         plan
+    }
+
+    /// Gives running rows what they need for the next pass and admits others. How many of the rows ran before.
+    fn gather(&mut self, company: Company, now: Instant) -> (usize, Option<NewBatch>) {
+        if self.limits.on_demand() {
+            self.grant(company);
+        }
+        let old = self.running.len();
+        (old, self.admit(company, now))
     }
 
     /// Takes in what the planned step made: tokens go out, what was computed is there for others, rows that ended give
@@ -312,7 +325,9 @@ impl Scheduler {
         if !on_demand {
             continue_prompts(rows.iter_mut().map(|row| &mut row.progress), most);
         }
-        self.running.iter_mut().for_each(|row| row.told = row.lease.blocks().len());
+        // Where nobody went on, nobody was granted anything, whatever had been planned for a step that was refused.
+        let told_from = if self.pass.continues { 0 } else { self.pass.joins_from };
+        self.running[told_from..].iter_mut().for_each(|row| row.told = row.lease.blocks().len());
     }
 
     fn observe(&mut self, output: &StepOutput) {

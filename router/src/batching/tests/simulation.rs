@@ -15,6 +15,9 @@ use super::*;
 use crate::request::{Deadline, Priority, ValidRequest};
 use crate::shards::scripted::{length, token};
 
+/// More would only wait.
+const CLIENTS_MAX: usize = 100;
+
 /// What a client saw of its request.
 struct Client {
     request: ValidRequest,
@@ -62,7 +65,7 @@ impl Simulation {
 
     fn turn(&mut self) {
         let crowd = if self.bench.limits.on_demand() { 0.45 } else { 0.3 };
-        while self.random.random_bool(crowd) {
+        while self.clients.len() < CLIENTS_MAX && self.random.random_bool(crowd) {
             self.arrive();
         }
         if self.random.random_bool(0.05) {
