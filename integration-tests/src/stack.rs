@@ -65,9 +65,11 @@ impl Stack {
     async fn wait_until_ready(&mut self, begin: Instant) -> Result<()> {
         loop {
             if let Ok(answer) = self.client().get("/health").await {
-                ensure!(answer.status.is_success(), "the first answer of /health is {}", answer.status);
-                self.ready_in = begin.elapsed();
-                return Ok(());
+                if answer.status.is_success() {
+                    self.ready_in = begin.elapsed();
+                    return Ok(());
+                }
+                ensure!(answer.json()?["status"] == "starting", "/health says {}", answer.body);
             }
             if let Some(status) = self.launcher.try_wait()? {
                 bail!("the launcher ended with {status}:\n{}", self.log()?);
