@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 const CLIENTS: usize = 32;
 
 fn body(client: usize) -> Value {
-    let inputs = format!("{}Once upon a time there was a child who had {client} toys.", "Hello. ".repeat(client % 7));
+    let inputs =
+        format!("{}Once upon a time there was a child who had {client} toys.", "Hello. ".repeat(client % 7));
     let mut parameters = json!({"max_new_tokens": 120, "details": true});
     if client % 2 == 1 {
         parameters = json!({

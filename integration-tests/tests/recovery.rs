@@ -24,14 +24,19 @@ type Seen = Vec<String>;
 /// Greedy and sampled requests, with penalties and stop strings, of different lengths.
 fn body(client: usize, round: usize) -> Value {
     let animal = ["fox", "dog", "cat", "bear"][client % 4];
-    let inputs = format!("Tell me a story about a {animal} and number {client}{round}. ").repeat(1 + client % 3);
-    let mut parameters = json!({"max_new_tokens": 60 + client, "details": true, "decoder_input_details": client % 8 == 7});
+    let inputs =
+        format!("Tell me a story about a {animal} and number {client}{round}. ").repeat(1 + client % 3);
+    let mut parameters =
+        json!({"max_new_tokens": 60 + client, "details": true, "decoder_input_details": client % 8 == 7});
     if client % 2 == 1 {
         let seed = 100 * round + client;
         let sampled = json!({"seed": seed, "do_sample": true, "temperature": 0.9, "repetition_penalty": 1.1, "top_p": 0.9});
-        parameters.as_object_mut().expect("it is one").extend(sampled.as_object().expect("it is one").clone());
+        parameters
+            .as_object_mut()
+            .expect("it is one")
+            .extend(sampled.as_object().expect("it is one").clone());
     }
-    if client % 5 == 0 {
+    if client.is_multiple_of(5) {
         parameters["stop"] = json!(["the end", "said the"]);
     }
     // Only whole answers have the log-probabilities of their prompts.
@@ -177,7 +182,8 @@ fn endless() -> Value {
 async fn a_router_that_dies_is_started_again() -> Result<()> {
     let stack = Stack::demo().await?;
     let expected = stream(&stack, &body(0, 0)).await?;
-    let router = stack.processes()?.into_iter().skip(1).find(|pid| !shards(&stack).unwrap_or_default().contains(pid));
+    let router =
+        stack.processes()?.into_iter().skip(1).find(|pid| !shards(&stack).unwrap_or_default().contains(pid));
     kill(router.context("a router")?, Signal::SIGKILL)?;
     let begin = Instant::now();
     while !stack.client().get("/health").await.is_ok_and(|answer| answer.status.is_success()) {

@@ -175,7 +175,9 @@ fn serve(config: Config) -> anyhow::Result<()> {
     let adapters = load_adapters(&layout, &config.adapters)?;
     let memory = config.memory;
     let identity = Identity::new(model.shape(), &device, config.sockets.clone(), config.watermark);
-    let engine = Engine::start(engine::commands::Parts { model, device, tokenizer, memory, ranks })?;
+    let step_patience = config.step_patience;
+    let engine =
+        Engine::start(engine::commands::Parts { model, device, tokenizer, memory, step_patience, ranks })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(EDGE_THREADS)
         .enable_all()

@@ -33,6 +33,8 @@ pub struct Parts {
     pub tokenizer: Tokenizer,
     /// The memory its cache may take, together with those of the other ranks.
     pub memory: MemoryShare,
+    /// How long a step may always take until it counts as hung.
+    pub step_patience: Duration,
     /// The processes of this model.
     pub ranks: Ranks,
 }

@@ -80,7 +80,7 @@ impl Engine {
     /// Starts the engine thread. Errors when the system has no thread to give.
     pub fn start(parts: Parts) -> io::Result<Self> {
         let (mailbox, mail) = mpsc::channel(MAILBOX);
-        let pulse = Pulse::new();
+        let pulse = Pulse::new(parts.step_patience);
         let own = Arc::clone(&pulse);
         let span = tracing::Span::current();
         thread::Builder::new()

@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use proto::v3::text_generation_service_client::TextGenerationServiceClient;
 use proto::{LIVENESS_ID, v3};
@@ -47,8 +48,15 @@ impl Shard {
         let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
         let adapters = model.adapters();
         let memory = MemoryShare(1e-3);
-        let engine =
-            Engine::start(Parts { model, device, tokenizer, memory, ranks: Ranks::alone() }).unwrap();
+        let engine = Engine::start(Parts {
+            model,
+            device,
+            tokenizer,
+            memory,
+            step_patience: Duration::from_secs(60),
+            ranks: Ranks::alone(),
+        })
+        .unwrap();
         let bound = Socket::bind(&socket).unwrap();
         tokio::spawn(serve(engine, adapters, identity, bound, pending()));
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
@@ -291,7 +299,14 @@ async fn the_socket_goes_when_the_server_stops() {
     let identity = Identity::new(model.shape(), &device, vec![path.clone()], watermark);
     let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
     let adapters = model.adapters();
-    let parts = Parts { model, device, tokenizer, memory: MemoryShare(1e-3), ranks: Ranks::alone() };
+    let parts = Parts {
+        model,
+        device,
+        tokenizer,
+        memory: MemoryShare(1e-3),
+        step_patience: Duration::from_secs(60),
+        ranks: Ranks::alone(),
+    };
     let engine = Engine::start(parts).unwrap();
     let socket = Socket::bind(&path).unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

@@ -183,6 +183,7 @@ pub(super) fn parts() -> Parts {
         device: device(),
         tokenizer: byte_tokenizer(),
         memory: MemoryShare(1e-4),
+        step_patience: std::time::Duration::from_secs(60),
         ranks: Ranks::alone(),
     }
 }

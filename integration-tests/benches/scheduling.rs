@@ -1,0 +1,211 @@
+//! What the scheduler is for, measured through HTTP with the demo model: the next turn of a long chat, many requests in
+//! little memory, and a long prompt beside running streams.
+//!
+//! `cargo bench -p integration-tests --bench scheduling`. With `BASELINE_LAUNCHER` set to another launcher, such as one of
+//! an earlier version, the second figure is measured with that one too.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
+use integration_tests::stack::{Stack, endless};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+/// Counted runs of each figure.
+const RUNS: usize = 5;
+
+/// The positions that the demo model claims to have here. Beyond its own it talks nonsense, at the same speed.
+const POSITIONS: u32 = 32_768;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let model = tempfile::tempdir()?;
+    far_sighted(model.path())?;
+    let model = model.path().to_str().context("a path that is text")?;
+    chat().await?;
+    concurrency(model).await?;
+    long_prompt(model).await
+}
+
+/// The demo model, with more positions.
+fn far_sighted(directory: &Path) -> Result<()> {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../launcher/demo/model");
+    for entry in std::fs::read_dir(&demo)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), directory.join(entry.file_name()))?;
+    }
+    let path = directory.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    config["max_position_embeddings"] = json!(POSITIONS);
+    Ok(std::fs::write(path, config.to_string())?)
+}
+
+/// Time to the first token of the twentieth turn of a chat.
+async fn chat() -> Result<()> {
+    for (name, arguments) in
+        [("prefix cache on", &[][..]), ("prefix cache off", &["--prefix-caching", "false"][..])]
+    {
+        let stack = Stack::start(arguments).await?;
+        let mut times = Vec::new();
+        let mut usage = Value::Null;
+        for run in 0..RUNS {
+            let mut messages = Vec::new();
+            for turn in 0..20 {
+                let text = format!(
+                    "Run {run}. What is {turn} plus {}? {}",
+                    run + 3,
+                    "Tell me more about it. ".repeat(4)
+                );
+                messages.push(json!({"role": "user", "content": text}));
+                let body = json!({
+                    "messages": messages, "max_tokens": 30, "temperature": 0, "stream": true,
+                    "stream_options": {"include_usage": true},
+                });
+                let (first, answer, counts) = turn_of_a_chat(&stack, &body).await?;
+                messages.push(json!({"role": "assistant", "content": answer}));
+                if turn == 19 {
+                    times.push(first.as_secs_f64() * 1000.0);
+                    usage = counts;
+                }
+            }
+        }
+        print(&format!("first token of turn 20, {name}"), "ms", &mut times);
+        println!("    usage of the last one: {usage}");
+    }
+    Ok(())
+}
+
+/// Time to the first token, the text, and the usage.
+async fn turn_of_a_chat(stack: &Stack, body: &Value) -> Result<(Duration, String, Value)> {
+    let begin = Instant::now();
+    let mut stream = stack.client().stream("/v1/chat/completions", body).await?;
+    let (mut first, mut text, mut usage) = (None, String::new(), Value::Null);
+    while let Some(event) = stream.next().await?.filter(|event| event != "[DONE]") {
+        first.get_or_insert_with(|| begin.elapsed());
+        let event: Value = serde_json::from_str(&event)?;
+        text += event["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+        if !event["usage"].is_null() {
+            usage = event["usage"].clone();
+        }
+    }
+    Ok((first.context("a token")?, text, usage))
+}
+
+/// Requests that are answered at once, when they may take 4096 tokens and stop after a few dozen.
+async fn concurrency(model: &str) -> Result<()> {
+    let baseline = std::env::var("BASELINE_LAUNCHER").ok();
+    for (name, launcher) in [("blocks on demand", None), ("the other launcher", baseline.as_deref())] {
+        if name != "blocks on demand" && launcher.is_none() {
+            continue;
+        }
+        let arguments =
+            ["--model-id", model, "--max-batch-total-tokens", "16384", "--max-total-tokens", "8192"];
+        let stack = Stack::start_as(launcher, &arguments).await?;
+        let client = |client: usize| {
+            let inputs = format!("Once upon a time there was a child who had {client} toys.");
+            let body = json!({"inputs": inputs, "parameters": {"max_new_tokens": 4096, "details": true}});
+            let stack = &stack;
+            async move {
+                let mut tokens = 0;
+                for _ in 0..4 {
+                    let answer = stack.client().generate("/generate", &body).await?;
+                    tokens += answer["details"]["generated_tokens"].as_u64().context("a count")?;
+                }
+                anyhow::Ok(tokens)
+            }
+        };
+        let begin = Instant::now();
+        let mut sizes = Vec::new();
+        let tokens: u64 = tokio::select! {
+            tokens = try_join_all((0..96).map(client)) => tokens?.into_iter().sum(),
+            error = watch(&stack, &mut sizes) => return error,
+        };
+        print(&format!("running at once, {name}"), "requests", &mut sizes);
+        let seconds = begin.elapsed().as_secs_f64();
+        println!("    384 requests, {tokens} tokens in {seconds:.2} s");
+    }
+    Ok(())
+}
+
+/// Notes how many requests run, again and again.
+async fn watch(stack: &Stack, sizes: &mut Vec<f64>) -> Result<()> {
+    loop {
+        sizes.push(stack.metric("tgi_batch_current_size").await?);
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The longest gap between two tokens of sixteen streams while a prompt of 16,000 tokens is computed.
+async fn long_prompt(model: &str) -> Result<()> {
+    for (name, stretch) in [("paced", "2"), ("not paced", "0")] {
+        let stack = Stack::start(&["--model-id", model, "--max-step-stretch", stretch]).await?;
+        let (mut usual, mut longest, mut first) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..RUNS {
+            let mut streams = Vec::new();
+            for _ in 0..16 {
+                let mut stream = stack.client().stream("/v1/chat/completions", &endless(6000)).await?;
+                stream.next().await?.context("a first token")?;
+                streams.push(stream);
+            }
+            let (report, mut gaps) = tokio::sync::mpsc::unbounded_channel();
+            let readers: Vec<_> = streams
+                .into_iter()
+                .map(|mut stream| {
+                    let report = report.clone();
+                    tokio::spawn(async move {
+                        let mut last = Instant::now();
+                        while let Ok(Some(_)) = stream.next().await {
+                            let now = Instant::now();
+                            if report.send((now, now - last)).is_err() {
+                                return;
+                            }
+                            last = now;
+                        }
+                    })
+                })
+                .collect();
+            sleep(Duration::from_millis(500)).await;
+            let begin = Instant::now();
+            let words = "one two three four ".repeat(2600);
+            let body = json!({"inputs": words, "parameters": {"max_new_tokens": 1, "truncate": 16_000, "details": true}});
+            let answer = stack.client().generate("/generate", &body).await?;
+            ensure!(!answer["details"].is_null(), "{answer}");
+            let end = Instant::now();
+            first.push((end - begin).as_secs_f64() * 1000.0);
+            readers.iter().for_each(tokio::task::JoinHandle::abort);
+            let (mut before, mut during) = (Vec::new(), Vec::new());
+            while let Ok((at, gap)) = gaps.try_recv() {
+                let gap = gap.as_secs_f64() * 1000.0;
+                match at {
+                    at if at < begin => before.push(gap),
+                    at if at < end => during.push(gap),
+                    _ => {}
+                }
+            }
+            before.sort_by(f64::total_cmp);
+            during.sort_by(f64::total_cmp);
+            usual.push(before[before.len() / 2]);
+            longest.push(during[during.len() - 1]);
+            println!(
+                "    gaps: {:.2} before ({:.2} at most), {:.2} during ({:.2} p99)",
+                before[before.len() / 2],
+                before[before.len() - 1],
+                during[during.len() / 2],
+                during[during.len() * 99 / 100]
+            );
+            stack.idle().await?;
+        }
+        print(&format!("usual step, {name}"), "ms", &mut usual);
+        print(&format!("longest gap beside 16,000 tokens, {name}"), "ms", &mut longest);
+        print(&format!("answer to the long prompt, {name}"), "ms", &mut first);
+    }
+    Ok(())
+}
+
+fn print(what: &str, unit: &str, values: &mut [f64]) {
+    values.sort_by(f64::total_cmp);
+    let (low, middle, high) = (values[0], values[values.len() / 2], values[values.len() - 1]);
+    println!("{what:<44} {low:>9.1} {middle:>9.1} {high:>9.1} {unit} (min, median, max of {})", values.len());
+}
