@@ -151,6 +151,8 @@ mod tests {
             batch_size: None,
             waiting_served_ratio: 1.2,
             waiting_tokens: 20,
+            prefix_caching: true,
+            max_step_stretch: None,
         }
     }
 
