@@ -55,6 +55,8 @@ pub(crate) enum AppError {
     Tokenizer(#[from] LoadError),
     #[error("cannot listen on {address}: {error}")]
     Bind { address: SocketAddr, error: io::Error },
+    #[error("cannot reach the launcher: {0}")]
+    Supervisor(io::Error),
     #[error("cannot handle signals: {0}")]
     Signals(io::Error),
     #[error("the listener has failed: {0}")]
@@ -69,13 +71,16 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     raise_descriptor_limit();
     let stopping = stop_signals().map_err(AppError::Signals)?;
     let availability = Availability::starting();
+    let supervisor =
+        Supervisor::connect(config.recovery.control_socket.clone()).await.map_err(AppError::Supervisor)?;
     let mut front = Front::open(&config.http, &availability)?;
     let app = tokio::select! {
-        app = build(&config, &availability, CONNECT_TIME_MAX) => Arc::new(app?),
+        app = build(&config, &availability, &supervisor) => Arc::new(app?),
         () = stopping.cancelled() => return Ok(()),
     };
     front.serve(app.clone(), &config.http.access);
     availability.serving();
+    supervisor.ready();
     tracing::info!(url = %format_args!("http://{}", front.address), "Connected");
     tokio::select! {
         served = &mut front.server => ended(served),
@@ -88,14 +93,14 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     }
 }
 
-/// Builds the parts; shards may take `connect_time_max` to open their sockets.
+/// Builds the parts.
 async fn build(
     config: &Config,
     availability: &Availability,
-    connect_time_max: Duration,
+    supervisor: &Supervisor,
 ) -> Result<App, AppError> {
     availability.starting_with("the model is loading");
-    let mut shards = shards::connect(&config.socket, connect_time_max).await?;
+    let mut shards = shards::connect(&config.socket, CONNECT_TIME_MAX).await?;
     tracing::info!("Warming up model");
     availability.starting_with("the model is warming up");
     let warm = shards.warmup(config.limits.warmup()).await.map_err(AppError::Warmup)?;
@@ -107,8 +112,8 @@ async fn build(
         &config.socket,
         limits.warmup(&config.limits),
         config.limits.batch_total_tokens,
-        None,
-        Supervisor::none(),
+        config.recovery.step_timeout,
+        supervisor.clone(),
     ));
     tracing::info!("Setting max batch total tokens to {}", limits.batching.capacity.usable());
     let metrics = Metrics::new(limits.buckets());

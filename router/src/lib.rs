@@ -11,8 +11,8 @@
 //! 7. `http/sse.rs`, or one body: events go to the client; [`metrics`] and one log line tell of it.
 //!
 //! Around them: `config.rs` (flags and environment, read nowhere else), `limits.rs` (what user and shards agree on),
-//! [`adapters`] (which LoRA adapters requests can name), [`availability`] (whether requests can be served, and why not)
-//! and `app.rs` (builds the parts, serves, drains).
+//! [`adapters`] (which LoRA adapters requests can name), [`availability`] (whether requests can be served, and why not),
+//! [`supervisor`] (the launcher, which starts shards again) and `app.rs` (builds the parts, serves, drains).
 //!
 //! What is absent:
 //!

@@ -42,7 +42,7 @@ impl Supervisor {
     ///
     /// Errors when nobody listens there; the error names the path.
     pub async fn connect(path: Option<PathBuf>) -> io::Result<Self> {
-        let Some(path) = path else { return Ok(Self { launcher: None }) };
+        let Some(path) = path else { return Ok(Self::none()) };
         let stream = UnixStream::connect(&path).await.map_err(|error| {
             io::Error::new(error.kind(), format!("the launcher's socket {}: {error}", path.display()))
         })?;

@@ -1,6 +1,7 @@
 //! Shards that fail, and their return: how a step is seen to hang, who is asked for new shards, and what is done with them
 //! until they are as the old ones were.
 
+use std::future::{Future, pending};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::{ShardError, grpc};
 use crate::batching::Capacity;
 use crate::supervisor::Supervisor;
 
-/// A step that is older than this is asked about, and again and again.
+/// While a step is made, its shards are asked how they are so often, at least.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// A shard's health does not wait for its steps; no answer for so long is none.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
@@ -34,8 +35,8 @@ pub struct Recovery {
     limits: Option<WarmupLimits>,
     /// Tokens of the cache that the user wants to be used.
     tokens_max: Option<TokenCount>,
-    /// How long a step may take, if the user has said so.
-    step_time_max: Option<Duration>,
+    /// How long shards may give no sign of life; `None` is for ever.
+    silence_max: Option<Duration>,
     supervisor: Supervisor,
     /// Whether a step has been made since the shards were new.
     has_stepped: bool,
@@ -48,22 +49,22 @@ impl Recovery {
             path: path.to_owned(),
             limits: None,
             tokens_max: None,
-            step_time_max: None,
+            silence_max: None,
             supervisor: Supervisor::none(),
             has_stepped: false,
         }
     }
 
     /// Of shards at `path` that were warmed up within `limits`. `tokens_max` is how much of their cache the user wants to be
-    /// used, and `step_time_max` how long a step may take.
+    /// used, and `silence_max` how long they may give no sign of life; the shards themselves say how long a step may take.
     pub fn new(
         path: &Path,
         limits: WarmupLimits,
         tokens_max: Option<TokenCount>,
-        step_time_max: Option<Duration>,
+        silence_max: Option<Duration>,
         supervisor: Supervisor,
     ) -> Self {
-        Self { limits: Some(limits), tokens_max, step_time_max, supervisor, ..Self::none(path) }
+        Self { limits: Some(limits), tokens_max, silence_max, supervisor, ..Self::none(path) }
     }
 
     /// A step has been made.
@@ -73,36 +74,25 @@ impl Recovery {
         }
     }
 
-    /// Ready when a step that begins now has to be given up: it takes longer than the user allows, or the shards' own
-    /// heartbeat says that it will not end, or they do not answer at all.
+    /// Ready when a step that begins now has to be given up: the shards' own heartbeat says that it will not end, or they do
+    /// not answer at all.
     pub(super) fn hangs(&self, health: ShardHealth) -> impl Future<Output = ShardError> + use<> {
-        let (limit, is_recovered) = (self.step_time_max, self.limits.is_some());
+        // Shards that cannot be brought back are left alone.
+        let silence_max = self.silence_max.filter(|_| self.limits.is_some());
         async move {
-            let late = async {
-                match limit {
-                    Some(limit) => sleep(limit).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let sick = async {
-                loop {
-                    sleep(ASK_EVERY).await;
-                    match timeout(ANSWER_TIME_MAX, health.check()).await {
-                        _ if !is_recovered => {}
-                        Ok(Ok(())) => {}
-                        // The step itself hears of a broken connection.
-                        Ok(Err(ShardError::Connection(_))) => {}
-                        Ok(Err(error)) => return error.to_string(),
-                        Err(_) => return format!("no sign of life for {} s", ANSWER_TIME_MAX.as_secs()),
+            let Some(silence_max) = silence_max else { return pending().await };
+            let answer_max = silence_max.min(ANSWER_TIME_MAX);
+            loop {
+                sleep((silence_max / 4).min(ASK_EVERY)).await;
+                match timeout(answer_max, health.check()).await {
+                    // The step itself hears of a broken connection.
+                    Ok(Ok(()) | Err(ShardError::Connection(_))) => {}
+                    Ok(Err(error)) => return ShardError::Hung(error.to_string()),
+                    Err(_) => {
+                        let seconds = answer_max.as_secs_f64();
+                        return ShardError::Hung(format!("no sign of life for {seconds} s"));
                     }
                 }
-            };
-            tokio::select! {
-                () = late => {
-                    let limit = limit.unwrap_or_default().as_secs_f64();
-                    ShardError::Hung(format!("a step was not done after {limit} s"))
-                }
-                reason = sick => ShardError::Hung(reason),
             }
         }
     }
