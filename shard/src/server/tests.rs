@@ -12,6 +12,8 @@ use tonic::transport::{Channel, Endpoint};
 use super::wire::tests::request;
 use super::{Identity, Socket, serve};
 use crate::backend::Device;
+#[cfg(feature = "emulation")]
+use crate::backend::{DeviceChoice, DeviceOptions};
 use crate::collective::Ranks;
 use crate::engine::Engine;
 use crate::engine::commands::Parts;
@@ -44,16 +46,18 @@ impl Shard {
     }
 
     async fn of(checkpoint: &Path) -> Self {
+        Self::on(checkpoint, Device::cpu(NonZeroUsize::MIN).unwrap(), MemoryShare(1e-3)).await
+    }
+
+    async fn on(checkpoint: &Path, device: Device, memory: MemoryShare) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("shard-0");
-        let device = Device::cpu(NonZeroUsize::MIN).unwrap();
         let model = model::load(checkpoint, &LoadOptions::default(), device.clone(), Ranks::alone()).unwrap();
         let sockets = vec![socket.clone(), dir.path().join("shard-1")];
         let watermark = Watermark { gamma: 0.5, delta: 2.0 };
         let identity = Identity::new(model.shape(), &device, sockets, watermark);
         let tokenizer = Tokenizer::load(checkpoint).unwrap();
         let adapters = model.adapters();
-        let memory = MemoryShare(1e-3);
         let engine =
             Engine::start(Parts { model, device, tokenizer, memory, ranks: Ranks::alone() }).unwrap();
         let bound = Socket::bind(&socket).unwrap();
@@ -277,6 +281,41 @@ async fn a_request_goes_on_bit_for_bit_also_where_angles_depend_on_the_length_of
                 "{name}: after {known} tokens, {cached} cached"
             );
         }
+    }
+}
+
+/// What the penalties have seen, random numbers and pages of an emulated GPU.
+#[cfg(feature = "emulation")]
+#[tokio::test]
+async fn a_request_goes_on_over_granted_blocks_on_a_gpu() {
+    let options = DeviceOptions {
+        choice: DeviceChoice::Emulated,
+        threads: NonZeroUsize::MIN,
+        dtype: kernels::DType::F32,
+        cache: None,
+        batch_invariant: true,
+    };
+    let device = Device::open(options, &Ranks::alone()).unwrap();
+    let mut shard = Shard::on(&checkpoint(), device, MemoryShare(0.05)).await;
+    let info = shard.client.info(v3::InfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(info.device_type, "cuda");
+    let mut whole = greedy("", 8);
+    whole.input_ids = (0..20).map(|index| 100 + 37 * index % 800).collect();
+    let parameters = whole.parameters.as_mut().unwrap();
+    (parameters.temperature, parameters.seed, parameters.repetition_penalty) = (1.2, 11, 1.5);
+    (parameters.frequency_penalty, parameters.count_penalty, parameters.watermark) = (3.0, 2.0, true);
+    whole.stopping_parameters.as_mut().unwrap().ignore_eos_token = true;
+    let ids = |generations: &[v3::Generation]| -> Vec<u32> {
+        generations.iter().flat_map(|one| one.tokens.clone().unwrap().ids).collect()
+    };
+    let expected = ids(&shard.generate(whole.clone()).await);
+    for known in [1, 6] {
+        let mut again = whole.clone();
+        again.input_ids.extend(&expected[..known]);
+        again.generated = known as u32;
+        again.chunk_len = Some(14);
+        (again.blocks, again.slots) = (vec![31], Vec::new());
+        assert_eq!(ids(&shard.generate_granting(again).await), expected[known..], "after {known} tokens");
     }
 }
 
