@@ -88,6 +88,10 @@ impl Model for Hashing {
 
     fn forward(&mut self, input: &StepInput<'_>, _: &mut PagedKv) -> Result<&mut Tensor, OpError> {
         assert!(!input.ids.contains(&POISON), "poisoned");
+        assert!(
+            input.sequences.iter().all(|sequence| !sequence.rows.is_empty()),
+            "who sits out is not there"
+        );
         if input.ids.contains(&BREAKS) {
             return Err(OpError::Device { op: "norm", reason: "an illegal address".to_owned() });
         }
