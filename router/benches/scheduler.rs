@@ -8,7 +8,7 @@ use proto::units::{BlockCount, BlockSize, RequestId, TokenCount, TokenId};
 use router::batching::{
     Capacity, Event, FinishReason, Limits, PromptPolicy, Scheduler, Step, StepPlan, Token, Waiting,
 };
-use router::request::{Prompt, Sampling, Stopping, ValidRequest};
+use router::request::{Priority, Prompt, Sampling, Stopping, ValidRequest};
 use router::shards::{End, Extensions, Generation, ShardError, StepOutput};
 use tokio::sync::mpsc::Receiver;
 
@@ -87,6 +87,8 @@ fn request() -> ValidRequest {
         prompt_logprobs: false,
         top_n_tokens: 0,
         adapter: None,
+        priority: Priority::default(),
+        deadline: None,
     }
 }
 

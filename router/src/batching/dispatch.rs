@@ -1,5 +1,6 @@
 //! The output of a step, to each request's own channel.
 
+use proto::units::TokenCount;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::events::{Event, Finished};
@@ -21,6 +22,7 @@ pub(super) fn deliver(row: &Row, generation: Generation) -> Option<Ending> {
                 seed: end.seed,
                 queued,
                 started,
+                cached: TokenCount(0),
             };
             Event::Last(newest, finished)
         }

@@ -155,6 +155,7 @@ pub(super) async fn answer(waiting: &Waiting, texts: &[&str]) {
             seed: request.sampling.do_sample.then_some(request.sampling.seed),
             queued: waiting.queued,
             started: Instant::now(),
+            cached: TokenCount(0),
         };
         send(waiting, Event::Last(step, finished)).await;
     }

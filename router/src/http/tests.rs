@@ -137,6 +137,7 @@ mod native {
             seed: None,
             queued: waiting.queued,
             started: waiting.queued,
+            cached: proto::units::TokenCount(0),
         };
         send(waiting, Event::Last(step, finished)).await;
     }

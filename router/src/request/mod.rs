@@ -5,6 +5,7 @@
 //! - `validate.rs`: from there to a [`ValidRequest`], one function per rule.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proto::units::{TokenCount, TokenId};
 
@@ -29,6 +30,42 @@ pub struct ValidRequest {
     pub top_n_tokens: u32,
     /// What changes its tokens; `None` is the base model. Held until the request has ended, so that nobody takes it away.
     pub adapter: Option<Arc<Adapter>>,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// When its client wants no answer any more.
+    pub deadline: Option<Deadline>,
+}
+
+/// How urgent a request is among others: from 0 to 9, the most urgent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Priority(u8);
+
+impl Priority {
+    /// `None` above 9.
+    pub fn new(value: u8) -> Option<Self> {
+        (value <= 9).then_some(Self(value))
+    }
+
+    /// From 0 to 9.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl Default for Priority {
+    /// In the middle.
+    fn default() -> Self {
+        Self(5)
+    }
+}
+
+/// The end of a client's patience.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    /// When it is over.
+    pub at: Instant,
+    /// How long it was.
+    pub after: Duration,
 }
 
 impl ValidRequest {

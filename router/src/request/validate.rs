@@ -6,7 +6,7 @@ use proto::units::{TokenCount, TokenId};
 use thiserror::Error;
 
 use super::params::{Dialect, Params};
-use super::{Prompt, Sampling, Stopping, ValidRequest};
+use super::{Priority, Prompt, Sampling, Stopping, ValidRequest};
 use crate::adapters::{Adapter, Adapters, UnknownAdapter};
 use crate::text::{Encoded, Tokenizer, TokenizerError};
 
@@ -123,6 +123,8 @@ impl Validator {
             },
             sampling: sampling(params),
             adapter,
+            priority: Priority::default(),
+            deadline: None,
         })
     }
 }

@@ -127,6 +127,15 @@ pub enum ShardError {
         /// `max_batch_prefill_tokens`.
         limit: TokenCount,
     },
+    /// The client's time was over before the end.
+    #[error("the request did not end within the {} s that it was given", .0.as_secs_f64())]
+    Deadline(Duration),
+    /// There are no shards any more, and nobody starts them again.
+    #[error("the model server has failed for good: {0}")]
+    Abandoned(String),
+    /// The shards failed in steps of this request, the last time in one of its own.
+    #[error("the model server failed twice while it computed this request: {0}")]
+    Poisonous(String),
     /// A request asks for what the shards do not understand.
     #[error("`{0}` is not supported by this model server")]
     Unsupported(&'static str),

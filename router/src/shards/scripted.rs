@@ -8,7 +8,7 @@ use proto::units::{RequestId, SlotIndex, TokenCount, TokenId};
 
 use super::{End, Generation, ShardError, Shards, StepOutput};
 use crate::batching::{Admission, FinishReason, Limits, NewBatch, PromptPolicy, Step, StepPlan, Token};
-use crate::request::{Prompt, Sampling, Stopping, ValidRequest};
+use crate::request::{Priority, Prompt, Sampling, Stopping, ValidRequest};
 
 /// Answers every request with the tokens of [`token`], until its limit or the end that its prompt asks for.
 #[derive(Debug)]
@@ -64,6 +64,8 @@ pub(crate) fn request(prompt: u32, max_new_tokens: u32, ends_after: u32) -> Vali
         prompt_logprobs: false,
         top_n_tokens: 0,
         adapter: None,
+        priority: Priority::default(),
+        deadline: None,
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) fn batch(new: &NewBatch, info: &ShardInfo) -> v3::Batch {
 }
 
 fn request(admission: &Admission, info: &ShardInfo) -> v3::Request {
-    let ValidRequest { prompt, sampling, stopping, prompt_logprobs, top_n_tokens, adapter } =
+    let ValidRequest { prompt, sampling, stopping, prompt_logprobs, top_n_tokens, adapter, .. } =
         &*admission.request;
     let (inputs, input_chunks, input_ids) = match info.extensions.input_ids {
         // The text would travel for nothing.
