@@ -271,8 +271,9 @@ pub(crate) struct LimitsConfig {
 pub(crate) struct RecoveryConfig {
     /// Of the launcher that supervises this router, if one does.
     pub(crate) control_socket: Option<PathBuf>,
-    /// A step that takes longer counts as hung, unless one has taken an eighth of its time before: by then the shards have
-    /// shown how slow they are, the largest step in the warm-up. None: no step counts as hung.
+    /// A step counts as hung when it takes longer than this and than eight times the longest step so far, the largest one
+    /// being the warm-up's: as the shards judge themselves, so that a slow machine's long prompts are not hung. None: no
+    /// step counts as hung.
     pub(crate) step_timeout: Option<Duration>,
 }
 
