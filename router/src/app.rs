@@ -79,8 +79,8 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
         () = stopping.cancelled() => return Ok(()),
     };
     front.serve(app.clone(), &config.http.access);
-    availability.serving();
     supervisor.ready();
+    availability.started();
     tracing::info!(url = %format_args!("http://{}", front.address), "Connected");
     tokio::select! {
         served = &mut front.server => ended(served),

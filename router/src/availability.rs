@@ -95,6 +95,14 @@ impl Availability {
         self.enter_phase(Phase::Starting(what));
     }
 
+    /// The start is over. What has happened meanwhile stands.
+    pub(crate) fn started(&self) {
+        let starting = matches!(self.0.borrow().phase, Phase::Starting(_));
+        if starting {
+            self.serving();
+        }
+    }
+
     /// Steps can be made. Whoever says so has just heard from the shards.
     pub fn serving(&self) {
         self.beat(Ok(()));
@@ -274,9 +282,10 @@ mod tests {
         assert_eq!(availability.enter().unwrap_err().status, Status::Starting);
         availability.starting_with("warming up");
         check(&availability, Status::Starting, "warming up");
-        availability.serving();
+        availability.started();
         assert_eq!(availability.check(), Ok(()));
         availability.recovering("shard 0 has ended");
+        availability.started();
         check(&availability, Status::Recovering, "shard 0 has ended");
         assert!(availability.enter().is_ok(), "requests wait for the shards");
         availability.serving();
