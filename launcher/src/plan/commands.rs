@@ -286,10 +286,9 @@ mod tests {
     fn a_shard_gets_what_was_asked_for() {
         let words = ["--max-input-tokens=7", "--cpu-threads=2", "--json-output", "--enable-prefill-logprobs"];
         let shard = &plan(&words).shards[0];
-        assert!(
-            line(&shard.command)
-                .ends_with("--logger-level INFO --json-output --max-input-tokens 7 --threads 2")
-        );
+        assert!(line(&shard.command).ends_with(
+            "--logger-level INFO --json-output --max-input-tokens 7 --threads 2 --step-timeout 60"
+        ));
         assert_eq!(variable(&shard.command, "REQUEST_LOGPROBS"), Some("1"));
 
         let shard = &plan(&["--watermark-gamma=0.25", "--watermark-delta=1.5"]).shards[0];
@@ -303,7 +302,11 @@ mod tests {
         assert_eq!(plan.shards.len(), 2);
         for (rank, shard) in plan.shards.iter().enumerate() {
             assert_eq!(shard.rank, rank);
-            assert!(line(&shard.command).ends_with("--threads 3 --sharded"), "{}", line(&shard.command));
+            assert!(
+                line(&shard.command).ends_with("--threads 3 --sharded --step-timeout 60"),
+                "{}",
+                line(&shard.command)
+            );
             let place = ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"];
             let values = place.map(|name| variable(&shard.command, name).unwrap());
             assert_eq!(values, [rank.to_string().as_str(), "2", "host", "1234"]);
