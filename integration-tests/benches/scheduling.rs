@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use integration_tests::stack::{Stack, endless};
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -26,6 +27,7 @@ async fn main() -> Result<()> {
     let model = model.path().to_str().context("a path that is text")?;
     chat().await?;
     concurrency(model).await?;
+    recovery(model).await?;
     long_prompt(model).await
 }
 
@@ -135,6 +137,53 @@ async fn watch(stack: &Stack, sizes: &mut Vec<f64>) -> Result<()> {
         sizes.push(stack.metric("tgi_batch_current_size").await?);
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// From the end of the shard by `kill -9` to the next token of each of sixteen streams.
+async fn recovery(model: &str) -> Result<()> {
+    let stack = Stack::start(&["--model-id", model]).await?;
+    let mut times = Vec::new();
+    for _ in 0..RUNS {
+        let mut streams = Vec::new();
+        for _ in 0..16 {
+            let mut stream = stack.client().stream("/v1/chat/completions", &endless(2000)).await?;
+            stream.next().await?.context("a first token")?;
+            streams.push(stream);
+        }
+        let shard = stack.shards()?[0];
+        let (report, mut gaps) = tokio::sync::mpsc::unbounded_channel();
+        let read = |mut stream: integration_tests::client::EventStream| {
+            let report = report.clone();
+            tokio::spawn(async move {
+                let mut last = Instant::now();
+                let mut longest = Duration::ZERO;
+                while let Ok(Some(event)) = stream.next().await {
+                    if event.contains("error") {
+                        return;
+                    }
+                    longest = longest.max(last.elapsed());
+                    last = Instant::now();
+                }
+                // Nobody listens any more only if another stream has failed.
+                let _ = report.send(longest);
+            })
+        };
+        let readers: Vec<_> = streams.into_iter().map(read).collect();
+        sleep(Duration::from_millis(200)).await;
+        kill(shard, Signal::SIGKILL)?;
+        for reader in readers {
+            reader.await?;
+        }
+        drop(report);
+        let mut longest = Vec::new();
+        while let Some(gap) = gaps.recv().await {
+            longest.push(gap.as_secs_f64() * 1000.0);
+        }
+        ensure!(longest.len() == 16, "{} of 16 streams came to their end", longest.len());
+        times.extend(longest);
+    }
+    print("longest gap of a stream whose shard is killed", "ms", &mut times);
+    Ok(())
 }
 
 /// The longest gap between two tokens of sixteen streams while a prompt of 16,000 tokens is computed.

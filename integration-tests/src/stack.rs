@@ -119,6 +119,15 @@ impl Stack {
         Ok(all)
     }
 
+    /// The processes of the shards that run now, in the order in which they were started.
+    pub fn shards(&self) -> Result<Vec<Pid>> {
+        let is_shard = |pid: &Pid| {
+            let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            arguments.split('\0').any(|word| word == "shard")
+        };
+        Ok(self.processes()?.into_iter().skip(1).filter(is_shard).collect())
+    }
+
     /// Sends a signal to the launcher.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(self.processes()?[0], signal)?)

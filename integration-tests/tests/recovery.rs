@@ -6,7 +6,6 @@ use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use integration_tests::stack::Stack;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -70,15 +69,6 @@ async fn crowd(stack: &Stack) -> Result<Vec<Vec<Seen>>> {
     try_join_all((0..CLIENTS).map(client)).await
 }
 
-/// The processes of the shards.
-fn shards(stack: &Stack) -> Result<Vec<Pid>> {
-    let is_shard = |pid: &Pid| {
-        let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        arguments.split('\0').any(|word| word == "shard")
-    };
-    Ok(stack.processes()?.into_iter().skip(1).filter(is_shard).collect())
-}
-
 /// Disturbs shards at random moments, so many times, while the crowd is served; nobody may notice.
 async fn undisturbed_by(arguments: &[&str], signal: Signal, times: usize, seed: u64) -> Result<()> {
     let stack = Stack::start(arguments).await?;
@@ -88,7 +78,7 @@ async fn undisturbed_by(arguments: &[&str], signal: Signal, times: usize, seed: 
     let disturbance = async {
         for time in 1..=times {
             sleep(Duration::from_millis(random.random_range(50..400))).await;
-            let shards = shards(&stack)?;
+            let shards = stack.shards()?;
             kill(shards[random.random_range(0..shards.len())], signal)?;
             restarted(&stack, restarts + time as f64).await?;
         }
@@ -145,7 +135,7 @@ async fn shards_that_always_fail_end_the_launcher_and_clients_hear_why() -> Resu
     let mut last = String::new();
     let killing = async {
         loop {
-            for shard in shards(&stack).unwrap_or_default() {
+            for shard in stack.shards().unwrap_or_default() {
                 // It may be gone by now.
                 let _ = kill(shard, Signal::SIGKILL);
             }
@@ -179,7 +169,7 @@ async fn a_router_that_dies_is_started_again() -> Result<()> {
     let stack = Stack::demo().await?;
     let expected = stream(&stack, &body(0, 0)).await?;
     let router =
-        stack.processes()?.into_iter().skip(1).find(|pid| !shards(&stack).unwrap_or_default().contains(pid));
+        stack.processes()?.into_iter().skip(1).find(|pid| !stack.shards().unwrap_or_default().contains(pid));
     kill(router.context("a router")?, Signal::SIGKILL)?;
     let begin = Instant::now();
     while !stack.client().get("/health").await.is_ok_and(|answer| answer.status.is_success()) {
