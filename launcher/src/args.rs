@@ -16,7 +16,7 @@ Subcommands, each a program of its own with its own --help:
   router            the HTTP server; the launcher starts it after the shards
   shard             the model server; the launcher starts one per device
   download-weights  fetches a model from the Hub into the cache, and ends
-  doctor            checks what a GPU computes: every kernel, and a small model against the CPU
+  doctor            checks what a GPU computes: kernels, models, memory, and ranks of a model
 
 Every flag but --env and --plan has a variable of the same name (--max-input-tokens: MAX_INPUT_TOKENS); the command line wins.
 LOG_LEVEL (info) is a level or a filter such as `router=debug,h2=warn`; NO_COLOR turns colours off.

@@ -12,7 +12,7 @@ use crate::backend::{Cuda, Device};
 use crate::cache::{CacheError, PagedKv};
 use crate::collective::Ranks;
 use crate::engine::commands::BLOCK_SIZE;
-use crate::model::{Blueprint, LoadError, LoadOptions, StepInput};
+use crate::model::{Blueprint, LoadError, LoadOptions, Model, StepInput};
 use crate::weights::{Elements, Partition};
 
 /// What a rank of a model needs, in bytes. The driver, its libraries and the context come on top.
@@ -80,28 +80,7 @@ impl MemoryPlan {
         let blocks = BlockCount(length.div_ceil(BLOCK_SIZE.get() as usize) as u32);
         let mut paged = PagedKv::new(&device, shape.kv, blocks, BLOCK_SIZE)?;
         let without_step = taken()?;
-        model.reserve(tokens, requests)?;
-        // Prompts of the longest kind, one behind the other. They may well share their blocks: nothing is stored.
-        let slots: Vec<u32> = (0..length as u32).collect();
-        let positions: Vec<u32> = (0..tokens).map(|token| (token % length) as u32).collect();
-        let sequences: Vec<Sequence<'_>> = (0..tokens)
-            .step_by(length)
-            .map(|first| Sequence { rows: first..tokens.min(first + length), start: 0, slots: &slots })
-            .collect();
-        let logits_at: Vec<u32> = (0..requests.min(tokens) as u32).collect();
-        model.forward(
-            &StepInput {
-                ids: &vec![0; tokens],
-                positions: &positions,
-                lengths: &positions.iter().map(|position| position + 1).collect::<Vec<_>>(),
-                slots: &positions,
-                sequences: &sequences,
-                block_size: BLOCK_SIZE.get() as usize,
-                logits_at: &logits_at,
-                adapters: &[],
-            },
-            &mut paged,
-        )?;
+        run_largest_step(&mut *model, &mut paged, tokens, requests)?;
         let block = shape.kv.bytes_per_block(BLOCK_SIZE).map_or(u64::MAX, |bytes| bytes as u64);
         Ok(Self { weights, workspace: taken()? - without_step, block })
     }
@@ -112,6 +91,48 @@ impl MemoryPlan {
         let most = u64::from(u32::MAX / BlockSize::get(BLOCK_SIZE));
         BlockCount((free / self.block.max(1)).min(most) as u32)
     }
+}
+
+/// Prompts of the longest kind, one behind the other, `tokens` tokens in all, with the logits of `requests` of them. Where the
+/// cache does not have blocks for all, some share theirs.
+///
+/// Errors when the cache does not hold one of the prompts, and when the device fails or has no room.
+pub(crate) fn run_largest_step(
+    model: &mut dyn Model,
+    cache: &mut PagedKv,
+    tokens: usize,
+    requests: usize,
+) -> Result<(), OpError> {
+    model.reserve(tokens, requests)?;
+    let length = model.shape().positions_max.min(tokens);
+    let room = length.next_multiple_of(BLOCK_SIZE.get() as usize);
+    let prompts_apart = (cache.slots() / room).max(1);
+    let slots_of = |prompt: usize| {
+        let first = (prompt % prompts_apart * room) as u32;
+        (first..first + length as u32).collect::<Vec<_>>()
+    };
+    let slots: Vec<Vec<u32>> = (0..tokens.div_ceil(length)).map(slots_of).collect();
+    let positions: Vec<u32> = (0..tokens).map(|token| (token % length) as u32).collect();
+    let sequences: Vec<Sequence<'_>> = slots
+        .iter()
+        .zip((0..tokens).step_by(length))
+        .map(|(slots, first)| {
+            let rows = first..tokens.min(first + length);
+            Sequence { start: 0, slots: &slots[..rows.len()], rows }
+        })
+        .collect();
+    let logits_at: Vec<u32> = (0..requests.min(tokens) as u32).collect();
+    let input = StepInput {
+        ids: &vec![0; tokens],
+        positions: &positions,
+        lengths: &positions.iter().map(|position| position + 1).collect::<Vec<_>>(),
+        slots: &slots.concat()[..tokens],
+        sequences: &sequences,
+        block_size: BLOCK_SIZE.get() as usize,
+        logits_at: &logits_at,
+        adapters: &[],
+    };
+    model.forward(&input, cache).map(drop)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::driver::DevicePtr;
 use super::{Element, Gpu, HostElement};
@@ -45,6 +46,7 @@ impl Buffer {
         // The driver has no memory of no bytes.
         let ptr = if bytes == 0 { DevicePtr::NULL } else { gpu.driver().allocate(bytes)? };
         let birth = gpu.birth();
+        gpu.buffers.fetch_add(usize::from(bytes > 0), Ordering::Relaxed);
         Ok(Self { gpu, ptr, element, len, birth })
     }
 
@@ -189,6 +191,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.ptr != DevicePtr::NULL {
+            self.gpu.buffers.fetch_sub(1, Ordering::Relaxed);
             // Slices of it cannot outlive it, but graphs can.
             self.gpu.give_back(self.ptr, self.birth);
         }

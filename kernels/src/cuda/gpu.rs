@@ -1,5 +1,5 @@
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::buffer::{Buffer, wrong_element};
@@ -28,6 +28,8 @@ pub struct Gpu {
     /// [`Products::Own`]
     own_products: AtomicBool,
     pub(super) captures: Mutex<Captures>,
+    /// Pieces of memory that are held.
+    pub(super) buffers: AtomicUsize,
     origin: Origin,
 }
 
@@ -48,6 +50,12 @@ impl Gpu {
     #[cfg(feature = "cuda")]
     pub fn open(ordinal: u32) -> Result<Arc<Self>, OpError> {
         Ok(Self::new(super::driver::nvidia::Nvidia::open(ordinal)?, Origin::Device(ordinal)))
+    }
+
+    /// How many GPUs the process may see. Errors when there is no driver.
+    #[cfg(feature = "cuda")]
+    pub fn count() -> Result<u32, OpError> {
+        super::driver::nvidia::count()
     }
 
     /// No GPU: kernels run on the CPU, thread by thread in the order that is asked for. For tests.
@@ -83,6 +91,7 @@ impl Gpu {
             tunes: AtomicBool::new(false),
             own_products: AtomicBool::new(false),
             captures: Mutex::default(),
+            buffers: AtomicUsize::new(0),
             origin,
         })
     }
@@ -105,6 +114,11 @@ impl Gpu {
     /// How much memory there is.
     pub fn memory(&self) -> Result<Memory, OpError> {
         self.driver.memory()
+    }
+
+    /// How many buffers are held, each of which a driver may have rounded up to whole pages.
+    pub fn buffers(&self) -> usize {
+        self.buffers.load(Ordering::Relaxed)
     }
 
     /// Memory for `len` elements, whose values are unspecified.
@@ -295,6 +309,17 @@ mod tests {
         for result in later {
             assert_eq!(result.expect_err("a failed device"), first);
         }
+    }
+
+    #[test]
+    fn what_is_taken_of_an_emulated_memory_is_counted_until_it_is_given_back() {
+        let gpu = Gpu::emulated(crate::cuda::Schedule::Forward);
+        let taken = || gpu.memory().map(|memory| memory.total - memory.free).expect("a count");
+        let buffers =
+            [gpu.buffer(Element::F32, 100), gpu.buffer(Element::F16, 3), gpu.buffer(Element::U8, 0)];
+        assert_eq!((taken(), gpu.buffers()), (406, 2));
+        drop(buffers);
+        assert_eq!((taken(), gpu.buffers()), (0, 0));
     }
 
     #[test]

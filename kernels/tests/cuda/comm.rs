@@ -6,7 +6,8 @@ use std::time::Duration;
 use half::{bf16, f16};
 use kernels::OpError;
 use kernels::collective::{GroupSpec, LocalGroup};
-use kernels::cuda::comm::{Comm, Peer, PeerLimits, Staged, connect};
+use kernels::cuda::checks::{Finding, run_rank};
+use kernels::cuda::comm::{Comm, Peer, PeerLimits, Staged, Way, connect};
 use kernels::cuda::{Buffer, Gpu, Schedule};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -83,6 +84,20 @@ fn columns_are_put_side_by_side_whichever_way_they_go() {
             }
             way.barrier().expect("all are there");
         }
+    });
+}
+
+#[test]
+fn two_ranks_hold_the_same_sums_and_columns_whichever_way_they_go() {
+    ranks(2, |gpu, group| {
+        for way in [Way::Best, Way::Peer, Way::Staged] {
+            let comm = way.connect(gpu, group).expect("a connection").expect("a way that threads have");
+            let findings = run_rank(gpu, group, (way, comm), 5000, 9).expect("both take part");
+            let wrong: Vec<String> =
+                findings.iter().filter(|finding| !finding.passes()).map(Finding::to_string).collect();
+            assert!(findings.len() >= 30 && wrong.is_empty(), "{way}: {wrong:#?}");
+        }
+        assert!(Way::Nccl.connect(gpu, group).expect("an answer").is_none());
     });
 }
 

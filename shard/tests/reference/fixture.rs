@@ -1,66 +1,21 @@
 //! Checkpoints of every family with the numbers that the reference library has for them.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Deserialize;
+use shard::backend::Device;
+use shard::collective::Ranks;
+use shard::doctor::fixtures::{Bounds, Fixture};
+use shard::doctor::runner::{Logits, Request, Runner, argmax};
 use shard::layers::Adapter;
 use shard::model::Blueprint;
 
 use crate::ranks;
-use crate::steps::{Logits, Request, Runner, argmax, log_softmax};
-
-/// How close a model has to come to what the reference library computes in f32.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
-    /// Largest difference in a log-probability.
-    pub(crate) logprob: f64,
-    /// Tokens have to be the same up to the first whose lead is less than this.
-    pub(crate) margin: f64,
-    /// Log-probabilities that may differ by more, as a share of all.
-    pub(crate) strays: f64,
-}
-
-impl Bounds {
-    pub(crate) const fn all(logprob: f64, margin: f64) -> Self {
-        Self { logprob, margin, strays: 0.0 }
-    }
-}
 
 /// What f32 arithmetic explains.
 const EXACT: Bounds = Bounds::all(0.002, 0.0);
-
-#[derive(Deserialize)]
-struct Expected {
-    prompts: Vec<Prompt>,
-}
-
-#[derive(Clone, Deserialize)]
-pub(crate) struct Prompt {
-    name: String,
-    input_ids: Vec<u32>,
-    prefill_logprobs: Vec<Option<f64>>,
-    generated_ids: Vec<u32>,
-    logprobs: Vec<f64>,
-    top: Vec<Top>,
-}
-
-#[derive(Clone, Deserialize)]
-struct Top {
-    ids: Vec<u32>,
-    logprobs: Vec<f64>,
-}
-
-impl Top {
-    /// By how much the best is better than the second.
-    fn lead(&self) -> f64 {
-        match self.logprobs[..] {
-            [first, second, ..] => first - second,
-            _ => f64::INFINITY,
-        }
-    }
-}
 
 /// Where the fixtures are: in the repository that this was built from, or else in that which it is run in.
 pub(crate) fn root() -> PathBuf {
@@ -68,31 +23,37 @@ pub(crate) fn root() -> PathBuf {
     if built.exists() { built } else { PathBuf::from("integration-tests/fixtures") }
 }
 
-/// All fixtures, or those that `FIXTURES` names.
-pub(crate) fn directories() -> Vec<PathBuf> {
-    let all = root();
+/// All fixtures, or those of the checkpoints that `FIXTURES` names.
+fn all() -> Vec<Fixture> {
     let only = std::env::var("FIXTURES").unwrap_or_default();
-    let entries = std::fs::read_dir(&all).expect("the fixtures are part of the repository");
-    let mut found: Vec<PathBuf> = entries
-        .map(|entry| entry.expect("the directory can be read").path())
-        .filter(|path| path.join("expected.json").exists())
-        .filter(|path| only.is_empty() || only.split(',').any(|name| name == name_of(path)))
-        .collect();
-    found.sort();
-    assert!(!found.is_empty(), "no fixture in {}", all.display());
-    found
+    let only: Vec<String> = only.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    Fixture::find(&root(), &only).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
-pub(crate) fn name_of(directory: &Path) -> String {
-    directory.file_name().expect("a directory has a name").to_string_lossy().into_owned()
+/// Without adapters.
+pub(crate) fn checkpoints() -> Vec<Fixture> {
+    all().into_iter().filter(|fixture| fixture.adapter.is_none()).collect()
 }
 
-pub(crate) fn prompts(directory: &Path) -> Vec<Prompt> {
-    let path = directory.join("expected.json");
-    let contents = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let expected: Expected =
-        serde_json::from_slice(&contents).expect("expected.json has the documented form");
-    expected.prompts
+/// With an adapter.
+pub(crate) fn adapters() -> Vec<Fixture> {
+    all().into_iter().filter(|fixture| fixture.adapter.is_some()).collect()
+}
+
+pub(crate) fn cpu(threads: usize) -> Device {
+    let threads = NonZeroUsize::new(threads).expect("at least one thread");
+    Device::cpu(threads).expect("the CPU is always there")
+}
+
+/// A fixture's model on so many threads.
+fn runner(fixture: &Fixture, threads: usize) -> Runner {
+    Runner::open(&fixture.checkpoint, &cpu(threads), Ranks::alone()).expect("the checkpoint is good")
+}
+
+/// The largest difference of a log-probability.
+pub(crate) fn check(fixture: &Fixture, device: &Device, ranks: Ranks, bounds: Bounds) -> anyhow::Result<f64> {
+    let furthest = fixture.compare(&fixture.answers(device, ranks)?, bounds)?;
+    Ok(furthest.difference)
 }
 
 /// Attention heads, under whatever name the family has them.
@@ -105,49 +66,10 @@ fn heads(directory: &Path) -> usize {
     heads as usize
 }
 
-/// The largest difference in any log-probability but for the strays; errors when a token is another.
-pub(crate) fn compare(
-    runner: &mut Runner,
-    prompts: &[Prompt],
-    adapter: Option<&Arc<Adapter>>,
-    bounds: Bounds,
-) -> Result<f64, String> {
-    let mut differences: Vec<f64> = Vec::new();
-    for prompt in prompts {
-        let mut sure = true;
-        let mut request = runner.request(&prompt.input_ids, prompt.generated_ids.len());
-        request.adapter = adapter.cloned();
-        let mut logits = runner.try_step(&mut [&mut request], usize::MAX)?.remove(0);
-        for (at, expected) in prompt.prefill_logprobs.iter().enumerate().skip(1) {
-            let found = log_softmax(&logits[at - 1])[prompt.input_ids[at] as usize];
-            differences.push((found - expected.expect("only the first token has none")).abs());
-        }
-        for (step, &expected) in prompt.generated_ids.iter().enumerate() {
-            let last = logits.last().expect("a step has rows");
-            let logprobs = log_softmax(last);
-            let found = argmax(last);
-            sure &= prompt.top[step].lead() >= bounds.margin;
-            if sure && found != expected {
-                return Err(format!("{}, token {step}: {found}, {expected} expected", prompt.name));
-            }
-            differences.push((logprobs[expected as usize] - prompt.logprobs[step]).abs());
-            let Top { ids, logprobs: expected } = &prompt.top[step];
-            for (&id, &expected) in ids.iter().zip(expected) {
-                differences.push((logprobs[id as usize] - expected).abs());
-            }
-            request.ids.push(prompt.generated_ids[step]);
-            logits = runner.try_step(&mut [&mut request], usize::MAX)?.remove(0);
-        }
-    }
-    // NaN comes last.
-    differences.sort_by(f64::total_cmp);
-    let strays = (differences.len() as f64 * bounds.strays) as usize;
-    Ok(differences[differences.len() - 1 - strays])
-}
-
 /// A table of fixtures and what was found, and an error if one of them is not as it should be.
-pub(crate) fn report(found: BTreeMap<String, (Result<f64, String>, Bounds)>) {
+pub(crate) fn report(found: BTreeMap<String, (anyhow::Result<f64>, Bounds)>) {
     let (mut wrong, all) = (0, found.len());
+    assert!(all > 0, "no fixture was checked");
     for (name, (found, bounds)) in found {
         match found {
             Ok(worst) if worst < bounds.logprob => println!("{name:28} {worst:.6}"),
@@ -157,7 +79,7 @@ pub(crate) fn report(found: BTreeMap<String, (Result<f64, String>, Bounds)>) {
             }
             Err(reason) => {
                 wrong += 1;
-                println!("{name:28} {reason}");
+                println!("{name:28} {reason:#}");
             }
         }
     }
@@ -167,10 +89,8 @@ pub(crate) fn report(found: BTreeMap<String, (Result<f64, String>, Bounds)>) {
 #[test]
 fn every_family_answers_as_the_reference_library_does() {
     let mut found = BTreeMap::new();
-    for directory in directories() {
-        let worst = Runner::open(&directory, 2)
-            .and_then(|mut runner| compare(&mut runner, &prompts(&directory), None, EXACT));
-        found.insert(name_of(&directory), (worst, EXACT));
+    for fixture in checkpoints() {
+        found.insert(fixture.name(), (check(&fixture, &cpu(2), Ranks::alone(), EXACT), EXACT));
     }
     report(found);
 }
@@ -178,54 +98,32 @@ fn every_family_answers_as_the_reference_library_does() {
 #[test]
 fn every_family_answers_alike_on_several_ranks() {
     let mut found = BTreeMap::new();
-    for directory in directories() {
+    for fixture in checkpoints() {
+        let directory = &fixture.checkpoint;
         for world in [2, 4] {
-            if let Err(error) = Blueprint::read(&directory, world, None) {
-                let odd = !heads(&directory).is_multiple_of(world);
+            if let Err(error) = Blueprint::read(directory, world, None) {
+                let odd = !heads(directory).is_multiple_of(world);
                 let refused = error.to_string().contains(&format!("cannot be split over {world} shards"));
                 assert!(refused && (odd || world == 4), "{}: {error}", directory.display());
                 continue;
             }
-            let prompts = prompts(&directory);
-            let results = ranks::run(world, |ranks| {
-                let mut runner = Runner::open_ranks(&directory, 1, ranks)?;
-                compare(&mut runner, &prompts, None, EXACT)
-            });
+            let results = ranks::run(world, |ranks| check(&fixture, &cpu(1), ranks, EXACT));
             for (rank, result) in results.into_iter().enumerate() {
-                found.insert(format!("{} {rank}/{world}", name_of(&directory)), (result, EXACT));
+                found.insert(format!("{} {rank}/{world}", fixture.name()), (result, EXACT));
             }
         }
     }
     report(found);
 }
 
-/// Every fixture's adapters: the fixture, and the adapter's directory.
-pub(crate) fn adapters() -> Vec<(PathBuf, PathBuf)> {
-    let mut found = Vec::new();
-    for directory in directories() {
-        let Ok(entries) = std::fs::read_dir(directory.join("adapters")) else { continue };
-        let adapters = entries.map(|entry| entry.expect("the directory can be read").path());
-        found.extend(adapters.map(|adapter| (directory.clone(), adapter)));
-    }
-    found.sort();
-    found
-}
-
 #[test]
 fn adapters_answer_as_the_reference_library_does_on_one_rank_and_on_two() {
     let mut found = BTreeMap::new();
-    let all = adapters();
-    assert!(!all.is_empty(), "no fixture has an adapter");
-    for (directory, adapter) in all {
-        let prompts = prompts(&adapter);
-        let run = |mut runner: Runner| {
-            let adapter = runner.adapter(&adapter)?;
-            compare(&mut runner, &prompts, Some(&adapter), EXACT)
-        };
-        let name = format!("{} + {}", name_of(&directory), name_of(&adapter));
-        found.insert(name.clone(), (Runner::open(&directory, 2).and_then(run), EXACT));
-        if heads(&directory).is_multiple_of(2) {
-            let results = ranks::run(2, |ranks| Runner::open_ranks(&directory, 1, ranks).and_then(run));
+    for fixture in adapters() {
+        let name = fixture.name();
+        found.insert(name.clone(), (check(&fixture, &cpu(2), Ranks::alone(), EXACT), EXACT));
+        if heads(&fixture.checkpoint).is_multiple_of(2) {
+            let results = ranks::run(2, |ranks| check(&fixture, &cpu(1), ranks, EXACT));
             for (rank, result) in results.into_iter().enumerate() {
                 found.insert(format!("{name} {rank}/2"), (result, EXACT));
             }
@@ -236,42 +134,49 @@ fn adapters_answer_as_the_reference_library_does_on_one_rank_and_on_two() {
 
 #[test]
 fn requests_with_different_adapters_do_not_change_each_other_in_a_batch() {
-    let mut by_model: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
-    for (directory, adapter) in adapters() {
-        by_model.entry(directory).or_default().push(adapter);
-    }
-    for (directory, adapters) in by_model {
-        let mut runner = Runner::new(&directory, 2);
-        let loaded = adapters.iter().map(|adapter| runner.adapter(adapter).expect("the adapter is good"));
+    let (all, adapters) = (checkpoints(), adapters());
+    for fixture in all {
+        let adapters = adapters.iter().filter(|adapted| adapted.checkpoint == fixture.checkpoint);
+        let mut runner = runner(&fixture, 2);
+        let loaded = adapters.filter_map(|adapted| adapted.adapter.as_deref());
+        let loaded = loaded.map(|directory| runner.adapter(directory).expect("the adapter is good"));
         let choices: Vec<Option<Arc<Adapter>>> = std::iter::once(None).chain(loaded.map(Some)).collect();
-        let prompts = prompts(&directory);
+        if choices.len() == 1 {
+            continue;
+        }
         let mut requests: Vec<Request> = Vec::new();
         for (prompt, adapter) in
-            prompts.iter().flat_map(|prompt| choices.iter().map(move |choice| (prompt, choice)))
+            fixture.prompts.iter().flat_map(|prompt| choices.iter().map(move |choice| (prompt, choice)))
         {
-            let mut request = runner.request(&prompt.input_ids[..prompt.input_ids.len().min(20)], 0);
+            let ids = &prompt.input_ids[..prompt.input_ids.len().min(20)];
+            let mut request = runner.request(ids, 0).expect("there is room");
             request.adapter = adapter.clone();
             requests.push(request);
         }
-        let together = runner.step(&mut requests.iter_mut().collect::<Vec<_>>(), usize::MAX);
+        let together = step(&mut runner, &mut requests.iter_mut().collect::<Vec<_>>(), usize::MAX);
         for (request, together) in requests.iter().zip(&together) {
-            let mut alone = runner.request(&request.ids, 0);
+            let mut alone = runner.request(&request.ids, 0).expect("there is room");
             alone.adapter = request.adapter.clone();
-            let alone = runner.step(&mut [&mut alone], usize::MAX);
-            assert_eq!(bits(&alone), bits(std::slice::from_ref(together)), "{}", directory.display());
+            let alone = step(&mut runner, &mut [&mut alone], usize::MAX);
+            assert_eq!(bits(&alone), bits(std::slice::from_ref(together)), "{}", fixture.name());
         }
         let different = together.windows(2).filter(|pair| pair[0] != pair[1]).count();
-        assert!(different > 0, "the adapters of {} change nothing", directory.display());
+        assert!(different > 0, "the adapters of {} change nothing", fixture.name());
     }
 }
 
+pub(crate) fn step(runner: &mut Runner, requests: &mut [&mut Request], tokens_max: usize) -> Vec<Logits> {
+    runner.step(requests, tokens_max).expect("the step is well formed")
+}
+
 /// Computes the prompts in chunks, each alone or all together, then some greedy tokens; returns all logits.
-fn run(directory: &Path, threads: usize, chunk: usize, together: bool) -> Vec<Logits> {
-    let mut runner = Runner::new(directory, threads);
+fn run(fixture: &Fixture, threads: usize, chunk: usize, together: bool) -> Vec<Logits> {
+    let mut runner = runner(fixture, threads);
     // Eight requests: the prompts, and the prompts without their beginning.
-    let whole = prompts(directory).into_iter().map(|prompt| prompt.input_ids);
-    let part = prompts(directory).into_iter().map(|prompt| prompt.input_ids[3..].to_vec());
-    let mut requests: Vec<Request> = whole.chain(part).map(|ids| runner.request(&ids, 5)).collect();
+    let whole = fixture.prompts.iter().map(|prompt| &prompt.input_ids[..]);
+    let part = fixture.prompts.iter().map(|prompt| &prompt.input_ids[3..]);
+    let requests = whole.chain(part).map(|ids| runner.request(ids, 5).expect("there is room"));
+    let mut requests: Vec<Request> = requests.collect();
     let mut logits: Vec<Logits> = requests.iter().map(|_| vec![]).collect();
     let groups: Vec<Vec<usize>> = match together {
         true => vec![(0..requests.len()).collect()],
@@ -296,7 +201,7 @@ fn run(directory: &Path, threads: usize, chunk: usize, together: bool) -> Vec<Lo
 /// Steps until every token so far is computed.
 fn advance(runner: &mut Runner, members: &mut [&mut Request], chunk: usize, logits: &mut [Logits]) {
     loop {
-        let answers = runner.step(members, chunk);
+        let answers = step(runner, members, chunk);
         if answers.iter().all(Vec::is_empty) {
             return;
         }
@@ -313,10 +218,10 @@ fn bits(logits: &[Logits]) -> Vec<Vec<Vec<u32>>> {
 
 #[test]
 fn chunks_neighbours_and_threads_do_not_change_a_bit_in_any_family() {
-    for directory in directories() {
-        let name = name_of(&directory);
-        let alone = bits(&run(&directory, 1, usize::MAX, false));
-        let same = |threads, chunk, together| bits(&run(&directory, threads, chunk, together)) == alone;
+    for fixture in checkpoints() {
+        let name = fixture.name();
+        let alone = bits(&run(&fixture, 1, usize::MAX, false));
+        let same = |threads, chunk, together| bits(&run(&fixture, threads, chunk, together)) == alone;
         assert!(same(1, 7, false), "{name}: chunks of 7");
         assert!(same(1, usize::MAX, true), "{name}: all requests together");
         assert!(same(2, 7, true), "{name}: together, in chunks of 7, on two threads");
@@ -325,14 +230,14 @@ fn chunks_neighbours_and_threads_do_not_change_a_bit_in_any_family() {
 
 #[test]
 fn a_row_has_the_same_logits_when_it_is_the_only_one_asked_for() {
-    for directory in directories() {
-        let mut runner = Runner::new(&directory, 2);
-        for prompt in prompts(&directory) {
-            let (mut every, mut only) =
-                (runner.request(&prompt.input_ids, 0), runner.request(&prompt.input_ids, 0));
-            let every =
-                runner.step(&mut [&mut every], usize::MAX).remove(0).pop().expect("a prompt has tokens");
-            let only = runner.last_logits(&mut only);
+    for fixture in checkpoints() {
+        let mut runner = runner(&fixture, 2);
+        for prompt in &fixture.prompts {
+            let [mut every, mut only] =
+                [(); 2].map(|()| runner.request(&prompt.input_ids, 0).expect("there is room"));
+            let every = step(&mut runner, &mut [&mut every], usize::MAX).remove(0);
+            let every = every.into_iter().next_back().expect("a prompt has tokens");
+            let only = runner.last_logits(&mut only).expect("the step is well formed");
             assert_eq!(bits(&[vec![every]]), bits(&[vec![only]]), "{}", prompt.name);
         }
     }

@@ -1,11 +1,10 @@
 //! Whole models against what other code computes for them.
 //!
-//! - `fixture.rs`: checkpoints of every family with the numbers of the reference library
+//! - `fixture.rs`: checkpoints of every family with the numbers of the reference library, as the doctor reads them
 //! - `ranks.rs`: several ranks of a model, as threads
 //! - `options.rs`: random checkpoints of every shape, against `plain.rs`
 //! - `plain.rs`: the Llama decoder in plain f64 loops, from the equations, sharing no code with the crate
 //! - `checkpoint.rs`: writes those random checkpoints
-//! - `steps.rs`: drives a model as the engine does: a batch of requests, a paged cache, scattered blocks
 //! - `gpu.rs`: the fixtures on a GPU, or on one that is emulated
 
 mod checkpoint;
@@ -15,4 +14,3 @@ mod gpu;
 mod options;
 mod plain;
 mod ranks;
-mod steps;

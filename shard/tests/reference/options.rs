@@ -1,11 +1,12 @@
 use kernels::DType;
 use shard::backend::Device;
 use shard::collective::Ranks;
+use shard::doctor::runner::Runner;
 use shard::model::{self, LoadOptions};
 
 use crate::checkpoint::{self, Shape};
+use crate::fixture::{cpu, step};
 use crate::plain;
-use crate::steps::Runner;
 
 const PLAIN: Shape = Shape {
     heads: 4,
@@ -26,12 +27,13 @@ fn check(shape: Shape) {
     let ids: Vec<u32> = (0..40).map(|at| at * 31 % 101).collect();
     let expected = plain::logits(&weights, &shape, &ids);
 
-    let mut runner = Runner::new(directory.path(), 2);
-    let mut request = runner.request(&ids[..20], 20);
-    let mut found = runner.step(&mut [&mut request], usize::MAX).remove(0);
+    let runner = Runner::open(directory.path(), &cpu(2), Ranks::alone());
+    let mut runner = runner.expect("the checkpoint is good");
+    let mut request = runner.request(&ids[..20], 20).expect("there is room");
+    let mut found = step(&mut runner, &mut [&mut request], usize::MAX).remove(0);
     for &id in &ids[20..] {
         request.ids.push(id);
-        found.append(&mut runner.step(&mut [&mut request], usize::MAX)[0]);
+        found.append(&mut step(&mut runner, &mut [&mut request], usize::MAX)[0]);
     }
 
     assert_eq!(found.len(), expected.len());

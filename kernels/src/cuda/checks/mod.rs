@@ -18,6 +18,7 @@ mod multiply;
 mod norm;
 mod pointwise;
 mod probe;
+mod ranks;
 mod rope;
 mod routing;
 mod sampling;
@@ -31,6 +32,8 @@ use half::{bf16, f16};
 
 use super::{Buffer, E4M3, E5M2, Element, Gpu, HostElement};
 use crate::OpError;
+
+pub use ranks::{EMULATED_LENGTH_MAX, run_rank};
 
 /// Runs the checks of a family.
 pub type Family = fn(&mut Checker) -> Result<(), OpError>;

@@ -25,7 +25,7 @@ mod patrol;
 mod peer;
 mod staged;
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::sync::Arc;
 
 use super::buffer::wrong_element;
@@ -78,6 +78,69 @@ pub trait Comm: Debug + Send + Sync {
 
     /// How it works, for people.
     fn description(&self) -> String;
+}
+
+/// How ranks exchange numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// What [`connect`] takes.
+    Best,
+    /// Kernels of ours that read the other devices' memory.
+    Peer,
+    /// NVIDIA's library.
+    Nccl,
+    /// Through the host.
+    Staged,
+}
+
+/// In which order a sum over ranks is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SumOrder {
+    /// In that of the ranks, in f32, and rounded once.
+    OfRanks,
+    /// In any, that is the same for all ranks; the device may round in between.
+    Any,
+}
+
+impl Way {
+    /// Connects the ranks in this way, and in no other. Each of them calls it. None when some of them do not have it.
+    ///
+    /// Errors when the group or the device fails.
+    pub fn connect(self, gpu: &Arc<Gpu>, group: &Arc<LocalGroup>) -> Result<Option<Arc<dyn Comm>>, OpError> {
+        match self {
+            Self::Best => connect(gpu, group).map(Some),
+            Self::Peer => {
+                let peer = Peer::new(gpu, group, PeerLimits::of(group.world()), None)?;
+                Ok(peer.map(|peer| Arc::new(peer) as Arc<dyn Comm>))
+            }
+            Self::Nccl => library(gpu, group),
+            Self::Staged => Ok(Some(Arc::new(Staged::new(gpu, group)))),
+        }
+    }
+
+    /// How it adds up.
+    pub fn order(self) -> SumOrder {
+        match self {
+            Self::Peer | Self::Staged => SumOrder::OfRanks,
+            Self::Best | Self::Nccl => SumOrder::Any,
+        }
+    }
+
+    /// Whether a graph can hold it, always.
+    pub fn can_be_recorded(self) -> bool {
+        matches!(self, Self::Peer | Self::Nccl)
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Best => "the best way",
+            Self::Peer => "peer memory",
+            Self::Nccl => "NCCL",
+            Self::Staged => "through the host's memory",
+        })
+    }
 }
 
 /// The best way that all ranks have. Each of them calls it, before any work that a graph records.

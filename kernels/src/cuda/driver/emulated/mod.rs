@@ -45,7 +45,13 @@ pub(in crate::cuda) struct Emulated {
     properties: Properties,
     captures: Mutex<Captures>,
     transfers: Mutex<Transfers>,
+    /// Bytes of what was allocated, by address.
+    allocated: Mutex<HashMap<u64, usize>>,
 }
+
+/// What is free, however much is taken: as much as tests will ever need, and not so much that a cache sized by it takes time
+/// to fill.
+const FREE_BYTES: usize = 64 << 20;
 
 /// What is and was recorded.
 #[derive(Debug, Default)]
@@ -64,11 +70,21 @@ impl Emulated {
             shared_bytes_max: 227 << 10,
             driver_version: 0,
         };
-        Self { schedule, properties, captures: Mutex::default(), transfers: Mutex::default() }
+        Self {
+            schedule,
+            properties,
+            captures: Mutex::default(),
+            transfers: Mutex::default(),
+            allocated: Mutex::default(),
+        }
     }
 
     fn captures(&self) -> MutexGuard<'_, Captures> {
         self.captures.lock().expect("no thread panics while it holds the lock")
+    }
+
+    fn allocated(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
+        self.allocated.lock().expect("no thread panics while it holds the lock")
     }
 
     fn transfers(&self) -> MutexGuard<'_, Transfers> {
@@ -118,25 +134,28 @@ impl Driver for Emulated {
     }
 
     fn memory(&self) -> Result<Memory, OpError> {
-        // As much as tests will ever need, and not so much that a cache sized by it takes time to fill.
-        Ok(Memory { free: 64 << 20, total: 64 << 20 })
+        let taken: usize = self.allocated().values().sum();
+        Ok(Memory { free: FREE_BYTES, total: FREE_BYTES + taken })
     }
 
     fn allocate(&self, bytes: usize) -> Result<DevicePtr, OpError> {
         if bytes > isize::MAX as usize / 2 {
-            return Err(OpError::Memory { op: "allocate", bytes, free: self.memory()?.free });
+            return Err(OpError::Memory { op: "allocate", bytes, free: FREE_BYTES });
         }
         // SAFETY: any size is allowed.
         let address = unsafe { emu_malloc(bytes) };
         if address.is_null() {
             return Err(OpError::Memory { op: "allocate", bytes, free: 0 });
         }
-        Ok(DevicePtr(address.addr() as u64))
+        let address = address.addr() as u64;
+        self.allocated().insert(address, bytes);
+        Ok(DevicePtr(address))
     }
 
     unsafe fn free(&self, ptr: DevicePtr) {
         // As a driver does: it could be the target of one.
         self.transfers().upload_all();
+        self.allocated().remove(&ptr.0);
         // SAFETY: allocated by `emu_malloc`, freed once, as the caller vouches.
         unsafe { emu_free(host(ptr)) }
     }

@@ -6,11 +6,17 @@ use super::{OPEN, check};
 use crate::OpError;
 use crate::cuda::driver::Properties;
 
-pub(super) fn device(ordinal: u32) -> Result<CUdevice, OpError> {
+/// How many there are, once the driver is initialised.
+pub(super) fn count() -> Result<u32, OpError> {
     let mut count = 0;
-    // SAFETY: the driver is initialised.
+    // SAFETY: a plain question.
     check(OPEN, unsafe { sys::cuDeviceGetCount(&mut count) })?;
-    if ordinal as i64 >= i64::from(count) {
+    Ok(count as u32)
+}
+
+pub(super) fn device(ordinal: u32) -> Result<CUdevice, OpError> {
+    let count = count()?;
+    if ordinal >= count {
         return Err(OpError::driver(OPEN, format!("there are {count} GPUs, none has number {ordinal}")));
     }
     let mut device = 0;

@@ -69,12 +69,7 @@ unsafe impl Sync for Nvidia {}
 
 impl Nvidia {
     pub(in crate::cuda) fn open(ordinal: u32) -> Result<Self, OpError> {
-        // SAFETY: it only tries to load the library.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(OpError::driver(OPEN, "there is no CUDA driver on this machine (libcuda.so.1)"));
-        }
-        // SAFETY: the first call into the driver.
-        check(OPEN, unsafe { sys::cuInit(0) })?;
+        init()?;
         let device = device(ordinal)?;
         let properties = properties(device)?;
         let mut context = std::ptr::null_mut();
@@ -138,6 +133,22 @@ impl Nvidia {
         }
         Ok(products)
     }
+}
+
+/// How many GPUs this process may see.
+pub(in crate::cuda) fn count() -> Result<u32, OpError> {
+    init()?;
+    device::count()
+}
+
+/// Loads the driver, unless that has been done.
+fn init() -> Result<(), OpError> {
+    // SAFETY: it only tries to load the library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(OpError::driver(OPEN, "there is no CUDA driver on this machine (libcuda.so.1)"));
+    }
+    // SAFETY: the first call into the driver; it may be made again.
+    check(OPEN, unsafe { sys::cuInit(0) })
 }
 
 const LOCKED: &str = "no thread panics while it holds the lock";
