@@ -80,9 +80,13 @@ impl Scheduler {
         let prompts = |row: &&Row| row.progress.is_input();
         let of_prompts: u32 = self.running.iter().filter(prompts).map(|row| row.progress.next.0).sum();
         let pass = self.limits.max_batch_prefill_tokens.0.saturating_sub(granted);
-        let generates = granted > of_prompts;
-        let pace = if generates { self.pace.prompt_tokens().0.saturating_sub(of_prompts) } else { u32::MAX };
-        TokenCount(pass.min(pace))
+        if granted == of_prompts {
+            // Nobody generates.
+            return TokenCount(pass);
+        }
+        let longest = self.running.iter().filter(prompts).map(|row| row.progress.input).max();
+        let pace = self.pace.prompt_tokens(longest.unwrap_or_default());
+        TokenCount(pass.min(pace.0.saturating_sub(of_prompts)))
     }
 
     fn last_rank(&self) -> Option<Rank> {

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use proto::units::TokenCount;
 
-/// Every prompt gets on by so many tokens per pass, whatever that takes: kernels compute so many at a time, and a pass reads
-/// all that lies before them however few they are.
-const TOKENS_MIN: f64 = 16.0;
+/// A prompt takes no more passes than this, whatever that makes of them: each reads all that was computed before.
+const PASSES_MAX: u32 = 4096;
 /// Where the search begins.
 const TOKENS_FIRST: f64 = 64.0;
 /// Weight of the newest pass in the average.
@@ -53,14 +52,14 @@ impl Pace {
         let was_full = f64::from(prompt.0) > self.tokens / 2.0;
         if ratio < 1.0 || was_full {
             let most = f64::from(u32::MAX);
-            self.tokens = (self.tokens.min(f64::from(prompt.0) * 2.0) * ratio).clamp(TOKENS_MIN, most);
+            self.tokens = (self.tokens.min(f64::from(prompt.0) * 2.0) * ratio).clamp(1.0, most);
         }
     }
 
-    /// Prompt tokens that fit beside rows that are generating.
-    pub(super) fn prompt_tokens(&self) -> TokenCount {
+    /// Prompt tokens that fit beside rows that are generating, if the longest prompt has `longest`.
+    pub(super) fn prompt_tokens(&self, longest: TokenCount) -> TokenCount {
         match (self.stretch, self.plain) {
-            (Some(_), Some(_)) => TokenCount(self.tokens as u32),
+            (Some(_), Some(_)) => TokenCount((self.tokens as u32).max(longest.0.div_ceil(PASSES_MAX))),
             _ => TokenCount(u32::MAX),
         }
     }
@@ -77,10 +76,10 @@ mod tests {
         let mut pace = Pace::new(stretch);
         (0..10).for_each(|_| pace.observe(8, TokenCount(0), 10 * MILLISECOND));
         for _ in 0..100 {
-            let tokens = pace.prompt_tokens().0.min(4096);
+            let tokens = pace.prompt_tokens(TokenCount(16_000)).0.min(4096);
             pace.observe(8, TokenCount(tokens), 10 * MILLISECOND + on_top(tokens));
         }
-        pace.prompt_tokens().0
+        pace.prompt_tokens(TokenCount(16_000)).0
     }
 
     #[test]
@@ -93,14 +92,15 @@ mod tests {
 
     #[test]
     fn what_a_pass_costs_however_few_the_tokens_are_does_not_stop_a_prompt() {
-        assert_eq!(settle(Some(2.0), |_| 50 * MILLISECOND), 16);
-        assert_eq!(settle(Some(1.0), |tokens| tokens * MILLISECOND), 16);
+        // 16,000 tokens in 4096 passes.
+        assert_eq!(settle(Some(2.0), |_| 50 * MILLISECOND), 4);
+        assert_eq!(settle(Some(1.0), |tokens| tokens * MILLISECOND), 4);
     }
 
     #[test]
     fn without_a_limit_and_before_anything_was_seen_any_number_may_come() {
         assert_eq!(settle(None, |tokens| tokens * MILLISECOND), u32::MAX);
-        assert_eq!(Pace::new(Some(2.0)).prompt_tokens(), TokenCount(u32::MAX));
+        assert_eq!(Pace::new(Some(2.0)).prompt_tokens(TokenCount(1)), TokenCount(u32::MAX));
     }
 
     #[test]
@@ -108,8 +108,8 @@ mod tests {
         let mut pace = Pace::new(Some(2.0));
         pace.observe(8, TokenCount(0), 10 * MILLISECOND);
         pace.observe(8, TokenCount(5), 11 * MILLISECOND);
-        assert_eq!(pace.prompt_tokens(), TokenCount(64));
+        assert_eq!(pace.prompt_tokens(TokenCount(16_000)), TokenCount(64));
         pace.observe(8, TokenCount(30), 36 * MILLISECOND);
-        assert_eq!(pace.prompt_tokens(), TokenCount(30));
+        assert_eq!(pace.prompt_tokens(TokenCount(16_000)), TokenCount(30));
     }
 }
