@@ -11,7 +11,8 @@ use serde_json::Value;
 
 /// The exit code, and everything that was written.
 fn doctor(flags: &[&str]) -> Result<(i32, String)> {
-    let output = Command::new(binary::launcher()).args(["doctor", "--gpu", "--emulated"]).args(flags).output()?;
+    let output =
+        Command::new(binary::launcher()).args(["doctor", "--gpu", "--emulated"]).args(flags).output()?;
     let text = [output.stdout, output.stderr].concat();
     Ok((output.status.code().context("it ends by itself")?, String::from_utf8(text)?))
 }
@@ -93,7 +94,10 @@ fn an_answer_that_is_not_the_expected_one_is_told_with_fixture_type_and_prompt()
     ensure!(code == 1, "{text}");
     for dtype in ["float32", "float16", "bfloat16"] {
         let line = format!("\n- llama, {dtype}: prompt `unicode`: a log-probability is 0.7");
-        contains(&text, &[&line, "\n3 findings are wrong:\n", "\n| wrong: llama, float32: prompt `unicode`: "])?;
+        contains(
+            &text,
+            &[&line, "\n3 findings are wrong:\n", "\n| wrong: llama, float32: prompt `unicode`: "],
+        )?;
     }
 
     let (code, text) = examine_changed(|expected| expected["prompts"][0]["generated_ids"][4] = 7.into())?;
@@ -106,7 +110,10 @@ fn fixtures_that_are_not_there_are_errors_that_name_what_is_missing() -> Result<
     let directory = tempfile::tempdir()?;
     let path = directory.path().to_str().context("a path in UTF-8")?;
     let (code, text) = doctor(&["--fixtures", path])?;
-    ensure!(code == 1 && text == format!("Error: {path}: no fixture is there: no directory with expected.json\n"), "{text}");
+    ensure!(
+        code == 1 && text == format!("Error: {path}: no fixture is there: no directory with expected.json\n"),
+        "{text}"
+    );
 
     let (code, text) = doctor(&["--fixtures", "/no/such/directory"])?;
     ensure!(code == 1 && text.starts_with("Error: /no/such/directory: "), "{text}");
