@@ -1,7 +1,7 @@
 //! A running server: the real launcher, its shard and its router.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -48,10 +48,22 @@ impl Stack {
 
     /// [`Stack::start`], with these variables in its environment.
     pub async fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
+        Self::launch(None, arguments, variables).await
+    }
+
+    /// [`Stack::start`], with another launcher, if one is given.
+    pub async fn start_as(launcher: Option<&str>, arguments: &[&str]) -> Result<Self> {
+        Self::launch(launcher, arguments, &[]).await
+    }
+
+    async fn launch(launcher: Option<&str>, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let log = directory.path().join("log");
         let address = free_address()?;
-        let mut command = command(address);
+        let mut command = match launcher {
+            Some(launcher) => command_of(Path::new(launcher), address),
+            None => command(address),
+        };
         command.args(arguments).env("TMPDIR", directory.path()).envs(variables.iter().copied());
         let output = std::fs::File::create(&log)?;
         command.stdout(output.try_clone()?).stderr(output);
@@ -65,9 +77,11 @@ impl Stack {
     async fn wait_until_ready(&mut self, begin: Instant) -> Result<()> {
         loop {
             if let Ok(answer) = self.client().get("/health").await {
-                ensure!(answer.status.is_success(), "the first answer of /health is {}", answer.status);
-                self.ready_in = begin.elapsed();
-                return Ok(());
+                if answer.status.is_success() {
+                    self.ready_in = begin.elapsed();
+                    return Ok(());
+                }
+                ensure!(answer.json()?["status"] == "starting", "/health says {}", answer.body);
             }
             if let Some(status) = self.launcher.try_wait()? {
                 bail!("the launcher ended with {status}:\n{}", self.log()?);
@@ -103,6 +117,15 @@ impl Stack {
         let mut all = vec![launcher];
         all.extend(children(launcher)?);
         Ok(all)
+    }
+
+    /// The processes of the shards that run now, in the order in which they were started.
+    pub fn shards(&self) -> Result<Vec<Pid>> {
+        let is_shard = |pid: &Pid| {
+            let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            arguments.split('\0').any(|word| word == "shard")
+        };
+        Ok(self.processes()?.into_iter().skip(1).filter(is_shard).collect())
     }
 
     /// Sends a signal to the launcher.
@@ -159,7 +182,11 @@ pub fn endless(max_tokens: u32) -> Value {
 
 /// A launcher command that listens on `address` and takes nothing from the environment of the tests.
 pub fn command(address: SocketAddr) -> Command {
-    let mut command = Command::new(binary::launcher());
+    command_of(binary::launcher(), address)
+}
+
+fn command_of(launcher: &Path, address: SocketAddr) -> Command {
+    let mut command = Command::new(launcher);
     command.env_clear();
     for name in KEPT {
         if let Some(value) = std::env::var_os(name) {

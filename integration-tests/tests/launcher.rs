@@ -48,8 +48,8 @@ async fn nothing_outlives_a_killed_launcher() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_dead_shard_ends_the_launcher_with_an_error() -> Result<()> {
-    let mut stack = Stack::demo().await?;
+async fn a_dead_shard_ends_the_launcher_with_an_error_if_it_is_told_so() -> Result<()> {
+    let mut stack = Stack::start(&["--on-shard-failure", "exit"]).await?;
     let processes = stack.processes()?;
     nix::sys::signal::kill(processes[1], Signal::SIGKILL)?;
     assert_eq!(stack.ended().await?.code(), Some(1), "{}", stack.log()?);

@@ -91,9 +91,9 @@ async fn several_shards_end_cleanly_and_leave_nothing() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_a_shard_dies_in_a_step_its_requests_are_told_and_all_ends() -> Result<()> {
+async fn where_that_is_wanted_the_end_of_a_shard_is_told_to_its_requests_and_ends_all() -> Result<()> {
     for rank in 0..2 {
-        let mut stack = two_shards().await?;
+        let mut stack = Stack::start(&["--num-shard", "2", "--on-shard-failure", "exit"]).await?;
         let processes = stack.processes()?;
         let mut stream = stack.client().stream("/v1/chat/completions", &endless(1500)).await?;
         stream.next().await?.context("a first token")?;

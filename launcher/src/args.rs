@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[cfg(test)]
 use clap::FromArgMatches;
-use clap::builder::PossibleValuesParser;
-use clap::{CommandFactory, Parser};
+use clap::builder::{BoolishValueParser, PossibleValuesParser};
+use clap::{CommandFactory, Parser, ValueEnum};
 
 use crate::secret::Secret;
 
@@ -28,6 +29,7 @@ const DEVICE_KINDS: &[&str] =
 const MODEL: &str = "Model and weights";
 const DEVICES: &str = "Devices and processes";
 const LIMITS: &str = "Limits and scheduling";
+const RECOVERY: &str = "Recovery";
 const SERVICE: &str = "Service, logging, security";
 
 /// Serves a language model over HTTP: starts a shard that computes and a router that listens, and watches over both.
@@ -153,6 +155,12 @@ pub struct Args {
     /// Waiting to running requests, from which on the running ones pause for the waiting ones.
     #[arg(long, env, help_heading = LIMITS, default_value_t = 0.3, value_parser = ratio)]
     pub waiting_served_ratio: f32,
+    /// Whether what was computed of a prompt is kept for later prompts that begin alike [default: true].
+    #[arg(long, env, help_heading = LIMITS, value_parser = BoolishValueParser::new())]
+    pub prefix_caching: Option<bool>,
+    /// How many times as long as a step without prompts a step may take that computes prompts beside running requests; 0: any.
+    #[arg(long, env, help_heading = LIMITS, default_value_t = 2.0, value_parser = stretch)]
+    pub max_step_stretch: f32,
     /// Most prompts of one completions request.
     #[arg(long, env, help_heading = LIMITS, default_value_t = 4)]
     pub max_client_batch_size: usize,
@@ -168,6 +176,16 @@ pub struct Args {
     /// Refuse grammars.
     #[arg(long, env, help_heading = LIMITS)]
     pub disable_grammar_support: bool,
+
+    /// What happens when a shard dies or hangs: start all shards again and go on, or end.
+    #[arg(long, env, help_heading = RECOVERY, value_enum, default_value_t = OnShardFailure::Restart)]
+    pub on_shard_failure: OnShardFailure,
+    /// Restarts in a row, without a step of the model in between, after which the launcher ends; 0: as --on-shard-failure exit.
+    #[arg(long, env, help_heading = RECOVERY, default_value_t = 10)]
+    pub max_shard_restarts: u32,
+    /// Seconds after which a step may count as hung; never before eight times the longest step so far. 0: no step does.
+    #[arg(long, env, help_heading = RECOVERY, default_value_t = 60.0, value_parser = seconds)]
+    pub step_timeout: f64,
 
     /// IP address to listen on; a name other than `localhost` means all addresses.
     #[arg(long, env, help_heading = SERVICE, default_value = "0.0.0.0")]
@@ -222,6 +240,15 @@ pub struct Args {
     pub plan: bool,
 }
 
+/// What happens when a shard dies or hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnShardFailure {
+    /// All shards are started again, and running requests go on.
+    Restart,
+    /// Everything ends.
+    Exit,
+}
+
 /// The variables of all flags. The children do not get them, so that only their command lines speak to them.
 pub fn variables() -> Vec<OsString> {
     Args::command().get_arguments().filter_map(|argument| argument.get_env()).map(OsString::from).collect()
@@ -245,6 +272,20 @@ fn share(text: &str) -> Result<f32, String> {
 fn ratio(text: &str) -> Result<f32, String> {
     let ratio: f32 = text.parse().map_err(|_| "not a number".to_owned())?;
     if ratio >= 0.0 && ratio.is_finite() { Ok(ratio) } else { Err("must be 0 or more".to_owned()) }
+}
+
+fn stretch(text: &str) -> Result<f32, String> {
+    let stretch: f32 = text.parse().map_err(|_| "not a number".to_owned())?;
+    let possible = stretch == 0.0 || (stretch >= 1.0 && stretch.is_finite());
+    if possible { Ok(stretch) } else { Err("must be 0 or at least 1".to_owned()) }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(_) => Ok(seconds),
+        Err(_) => Err("must be a number of seconds, 0 or more".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -329,7 +370,14 @@ mod tests {
     #[test]
     fn every_flag_with_a_value_parses_and_has_the_variable_of_its_name() {
         let more = [("ngrok-authtoken", "t"), ("watermark-gamma", "0.5"), ("watermark-delta", "2.0")];
-        for (flag, value) in WITH_VALUE.into_iter().chain(more) {
+        let ours = [
+            ("prefix-caching", "0"),
+            ("max-step-stretch", "1.5"),
+            ("on-shard-failure", "exit"),
+            ("max-shard-restarts", "3"),
+            ("step-timeout", "0.5"),
+        ];
+        for (flag, value) in WITH_VALUE.into_iter().chain(more).chain(ours) {
             parse(&[&format!("--{flag}"), value]).unwrap_or_else(|error| panic!("--{flag}: {error}"));
             assert_eq!(variable(flag), Some(flag.to_uppercase().replace('-', "_")), "--{flag}");
         }
@@ -370,8 +418,16 @@ mod tests {
     }
 
     #[test]
+    fn prefix_caching_is_said_as_the_variable_of_tgi_says_it() {
+        let said = |word| parse(&["--prefix-caching", word]).unwrap().prefix_caching;
+        assert_eq!(["1", "true", "True"].map(said), [Some(true); 3]);
+        assert_eq!(["0", "false", "False"].map(said), [Some(false); 3]);
+        assert_eq!(parse(&[]).unwrap().prefix_caching, None);
+    }
+
+    #[test]
     fn a_wrong_value_or_an_unknown_flag_is_refused() {
-        let wrong: [&[&str]; 10] = [
+        let wrong: [&[&str]; 17] = [
             &["--port", "70000"],
             &["--quantize", "int3"],
             &["--dtype", "float64"],
@@ -381,6 +437,13 @@ mod tests {
             &["--max-input-tokens", ""],
             &["--cuda-memory-fraction", "1.5"],
             &["--waiting-served-ratio", "nan"],
+            &["--prefix-caching", "maybe"],
+            &["--prefix-caching", ""],
+            &["--max-step-stretch", "0.5"],
+            &["--step-timeout", "-1"],
+            &["--step-timeout", "inf"],
+            &["--on-shard-failure", "retry"],
+            &["--max-shard-restarts", "-1"],
             &["serve"],
         ];
         for words in wrong {

@@ -96,8 +96,6 @@ pub struct Variables {
     pub no_color: bool,
     /// `ATTENTION`: the attention implementation asked for.
     pub attention: Option<String>,
-    /// `PREFIX_CACHING`: whether prefix caching is asked for.
-    pub prefix_caching: Option<String>,
     /// `COMPUTE_TYPE`: what the answers' header `x-compute-type` says.
     pub compute_type: Option<String>,
     /// `OMP_NUM_THREADS`: the threads that computing libraries are told to use, possibly one number per nesting level.
@@ -113,7 +111,6 @@ impl Variables {
             log_level: variable("LOG_LEVEL")?,
             no_color: no_color(),
             attention: variable("ATTENTION")?,
-            prefix_caching: variable("PREFIX_CACHING")?,
             compute_type: variable("COMPUTE_TYPE")?,
             omp_num_threads: variable("OMP_NUM_THREADS")?,
         })

@@ -82,20 +82,25 @@ pub enum LaunchError {
         /// How it ended.
         ending: Ending,
     },
-    /// A shard ended while it was serving.
-    #[error("ShardFailed: shard {rank} ended with {ending}")]
+    /// The shards cannot go on, and are not started again, or not any more.
+    #[error("ShardFailed: {failure}{}", after(*restarts))]
     ShardFailed {
-        /// Its number.
-        rank: usize,
-        /// How it ended.
-        ending: Ending,
+        /// What was the last to happen to them.
+        failure: ShardFailure,
+        /// How often in a row they had been started again.
+        restarts: u32,
     },
     /// The router could not be started.
     #[error("WebserverCannotStart: {0}")]
     WebserverCannotStart(io::Error),
     /// The router ended without being asked to.
-    #[error("WebserverFailed: the webserver ended with {0}")]
-    WebserverFailed(Ending),
+    #[error("WebserverFailed: the webserver ended with {ending}{}", after(*restarts))]
+    WebserverFailed {
+        /// How it ended.
+        ending: Ending,
+        /// How often in a row it had been started again.
+        restarts: u32,
+    },
     /// The system refused something basic.
     #[error("cannot {what}: {source}")]
     System {
@@ -114,6 +119,42 @@ impl LaunchError {
             _ => 1,
         }
     }
+}
+
+/// Why the shards cannot go on as they are.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardFailure {
+    /// One ended without being asked to.
+    #[error("shard {rank} ended with {ending}")]
+    Ended {
+        /// Its number.
+        rank: usize,
+        /// How it ended.
+        ending: Ending,
+    },
+    /// The router has given one up.
+    #[error("{} was given up by the webserver: {reason}", which(*rank))]
+    GivenUp {
+        /// Its number, if the router knows.
+        rank: Option<usize>,
+        /// Why.
+        reason: String,
+    },
+    /// They could not be started again.
+    #[error("{0}")]
+    NotStarted(Box<LaunchError>),
+}
+
+fn after(restarts: u32) -> String {
+    match restarts {
+        0 => String::new(),
+        1 => ", after a restart".to_owned(),
+        _ => format!(", after {restarts} restarts in a row"),
+    }
+}
+
+fn which(rank: Option<usize>) -> String {
+    rank.map_or_else(|| "a shard".to_owned(), |rank| format!("shard {rank}"))
 }
 
 fn listen_reason(source: &io::Error, address: SocketAddr) -> String {

@@ -1,7 +1,7 @@
 //! One command starts everything: the shards, then the router, all of them this program again.
 //!
 //! The way of a start: `args` (what the user typed), `env` and `search` (what is there), `plan` (what follows from it),
-//! `run_dir` and `demo` (files that the children need), `supervise` (download, start, watch, stop).
+//! `run_dir` and `demo` (files that the children need), `supervise` (download, start, watch, start again, stop).
 //!
 //! Invariants:
 //! - `plan` is pure and is all that `supervise` executes, so what `--plan` prints is what would run.

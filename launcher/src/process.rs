@@ -1,7 +1,7 @@
 //! One child process: start, wait, stop. It does not outlive its handle.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::pin::pin;
@@ -41,9 +41,19 @@ impl Process {
         Ok(Self { name: name.into(), child: command.spawn()? })
     }
 
+    /// Its process id; none once its end has been noticed.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Becomes ready when the child has ended; may be asked again and again.
     pub fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<Ending> {
         pin!(self.child.wait()).poll(context).map(Ending::from)
+    }
+
+    /// Waits until the child has ended; may be asked again and again.
+    pub async fn end(&mut self) -> Ending {
+        poll_fn(|context| self.poll_end(context)).await
     }
 
     /// Asks the child to end. One that has ended is left alone.
@@ -68,9 +78,14 @@ impl Process {
         }
     }
 
+    /// Has the child ended at once, without waiting for it.
+    pub fn send_kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
     /// Ends the child at once.
     pub async fn kill(&mut self) {
-        self.signal(Signal::SIGKILL);
+        self.send_kill();
         // Nothing is left to be done when even this fails; dropping the handle tries again.
         let _ = self.child.wait().await;
     }
@@ -99,6 +114,11 @@ impl Ending {
     pub fn is_success(&self) -> bool {
         matches!(self, Self::Status(status) if status.success())
     }
+
+    /// Whether something outside of it, or a crash, ended it.
+    pub fn is_by_signal(&self) -> bool {
+        matches!(self, Self::Status(status) if status.signal().is_some())
+    }
 }
 
 impl From<io::Result<ExitStatus>> for Ending {
@@ -126,7 +146,6 @@ impl fmt::Display for Ending {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
     use std::path::PathBuf;
     use std::time::Duration;
 
@@ -145,7 +164,7 @@ mod tests {
 
     async fn ending(script: &str) -> String {
         let mut process = Process::spawn("test", &shell(script)).unwrap();
-        poll_fn(|context| process.poll_end(context)).await.to_string()
+        process.end().await.to_string()
     }
 
     fn runtime() -> tokio::runtime::Runtime {
@@ -189,7 +208,7 @@ mod tests {
             }
             process.terminate();
             process.end_by(Instant::now() + Duration::from_millis(50)).await;
-            let end = poll_fn(|context| process.poll_end(context)).await;
+            let end = process.end().await;
             assert_eq!(end.to_string(), "signal 9 (SIGKILL)");
         });
     }

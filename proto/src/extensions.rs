@@ -11,3 +11,10 @@ pub const SAMPLING_MORE: &str = "sampling_more";
 /// Adapters are loaded and unloaded while the shard runs (`LoadAdapter`, `UnloadAdapter`), and `InfoResponse.adapters` says
 /// which there are.
 pub const ADAPTERS: &str = "adapters";
+
+/// `Request.generated`: a request that was under way goes on, here or on a shard that has never seen it.
+pub const RESUME: &str = "resume";
+
+/// `Grant`, `drops`: blocks are granted from step to step, the router says how much of which prompt a step computes, and
+/// requests leave without a call of their own.
+pub const BLOCK_GRANTS: &str = "block_grants";

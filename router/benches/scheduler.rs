@@ -8,7 +8,7 @@ use proto::units::{BlockCount, BlockSize, RequestId, TokenCount, TokenId};
 use router::batching::{
     Capacity, Event, FinishReason, Limits, PromptPolicy, Scheduler, Step, StepPlan, Token, Waiting,
 };
-use router::request::{Prompt, Sampling, Stopping, ValidRequest};
+use router::request::{Priority, Prompt, Sampling, Stopping, ValidRequest};
 use router::shards::{End, Extensions, Generation, ShardError, StepOutput};
 use tokio::sync::mpsc::Receiver;
 
@@ -28,8 +28,17 @@ struct Busy {
     _clients: Vec<Receiver<Result<Event, ShardError>>>,
 }
 
+/// When rows get their blocks.
+#[derive(Clone, Copy, Debug)]
+enum Policy {
+    UpFront,
+    OnDemand,
+}
+
+const POLICIES: [Policy; 2] = [Policy::UpFront, Policy::OnDemand];
+
 impl Busy {
-    fn new() -> Self {
+    fn new(policy: Policy) -> Self {
         let capacity = Capacity {
             blocks: BlockCount(20_000),
             block_size: BlockSize::new(16).expect("16 is not 0"),
@@ -41,7 +50,14 @@ impl Busy {
             max_batch_size: NonZeroUsize::new(RUNNING),
             max_concurrent_requests: RUNNING + WAITING,
             prompts: PromptPolicy::Chunked,
-            extensions: Extensions::default(),
+            extensions: match policy {
+                Policy::UpFront => Extensions::default(),
+                Policy::OnDemand => {
+                    Extensions { input_ids: true, resume: true, block_grants: true, ..Extensions::default() }
+                }
+            },
+            shared_prompt_max: TokenCount(u32::MAX),
+            stretch: None,
         };
         let mut busy = Self { scheduler: Scheduler::new(limits), now: Instant::now(), _clients: Vec::new() };
         for _ in 0..RUNNING + WAITING {
@@ -87,6 +103,8 @@ fn request() -> ValidRequest {
         prompt_logprobs: false,
         top_n_tokens: 0,
         adapter: None,
+        priority: Priority::default(),
+        deadline: None,
     }
 }
 
@@ -112,17 +130,17 @@ fn output(finishing: usize) -> StepOutput {
 }
 
 /// The usual step: nobody leaves, nobody fits.
-#[divan::bench]
-fn plan_a_decode(bencher: Bencher<'_, '_>) {
-    let mut busy = Busy::new();
+#[divan::bench(args = POLICIES)]
+fn plan_a_decode(bencher: Bencher<'_, '_>, policy: Policy) {
+    let mut busy = Busy::new(policy);
     bencher.bench_local(|| busy.plan());
 }
 
 /// Eight rows have finished, eight waiting requests take their places.
-#[divan::bench]
-fn plan_eight_admissions(bencher: Bencher<'_, '_>) {
+#[divan::bench(args = POLICIES)]
+fn plan_eight_admissions(bencher: Bencher<'_, '_>, policy: Policy) {
     let finished = || {
-        let mut busy = Busy::new();
+        let mut busy = Busy::new(policy);
         busy.plan();
         busy.scheduler.apply(output(FINISHING));
         busy
@@ -131,10 +149,10 @@ fn plan_eight_admissions(bencher: Bencher<'_, '_>) {
 }
 
 /// 256 tokens go out to their clients.
-#[divan::bench]
-fn apply_a_decode(bencher: Bencher<'_, '_>) {
+#[divan::bench(args = POLICIES)]
+fn apply_a_decode(bencher: Bencher<'_, '_>, policy: Policy) {
     let planned = || {
-        let mut busy = Busy::new();
+        let mut busy = Busy::new(policy);
         busy.plan();
         (busy, Some(output(0)))
     };

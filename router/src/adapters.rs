@@ -230,7 +230,7 @@ impl Registry {
 impl AdapterError {
     fn of_shards(name: String, error: ShardError) -> Self {
         match error {
-            ShardError::Server(reason) => Self::Refused { name, reason },
+            ShardError::Server(reason) | ShardError::Refused(reason) => Self::Refused { name, reason },
             error => Self::Shard { name, error },
         }
     }

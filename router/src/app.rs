@@ -1,6 +1,6 @@
 //! Builds the parts, from the shards to the listener, serves, and drains.
 //!
-//! The HTTP port is bound last: who can connect can be served.
+//! The HTTP port is bound first, so that a probe can tell a server that starts from none. It closes last.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,25 +8,29 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::ServiceExt as _;
 use axum::serve::ListenerExt as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::{Adapters, Changes};
+use crate::availability::Availability;
 use crate::batching::Batcher;
 use crate::chat::source::TemplateSource;
 use crate::chat::template::ChatTemplate;
 use crate::config::{Config, HttpConfig, ModelConfig};
-use crate::http::{App, HealthProbe, Info, operators_router, router};
+use crate::http::{Access, App, Gate, Info, operators_router, router};
 use crate::infer::Infer;
 use crate::limits::{Limits, LimitsError};
 use crate::metrics::Metrics;
 use crate::request::validate::Validator;
-use crate::shards::{self, GrpcShards, ShardError};
+use crate::shards::{self, GrpcShards, Recovery, ShardError, ShardHealth};
+use crate::supervisor::Supervisor;
 use crate::text::Tokenizer;
 use crate::text::tokenizer::LoadError;
 
@@ -34,8 +38,9 @@ use crate::text::tokenizer::LoadError;
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(60);
 /// Connections that may wait to be accepted; the system may lower it.
 const BACKLOG: u32 = 8192;
-/// For the last events of requests that are ended when the server's time is up.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// For what is left to be written when the server ends: once for the last events of requests that had to end, and once for
+/// all connections. Whoever started the server gives it a second.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// The server could not start, or not go on.
 #[derive(Debug, Error)]
@@ -50,6 +55,8 @@ pub(crate) enum AppError {
     Tokenizer(#[from] LoadError),
     #[error("cannot listen on {address}: {error}")]
     Bind { address: SocketAddr, error: io::Error },
+    #[error("cannot reach the launcher: {0}")]
+    Supervisor(io::Error),
     #[error("cannot handle signals: {0}")]
     Signals(io::Error),
     #[error("the listener has failed: {0}")]
@@ -63,26 +70,56 @@ pub(crate) async fn run(config: Config) -> Result<(), AppError> {
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     raise_descriptor_limit();
     let stopping = stop_signals().map_err(AppError::Signals)?;
+    let availability = Availability::starting();
+    let supervisor =
+        Supervisor::connect(config.recovery.control_socket.clone()).await.map_err(AppError::Supervisor)?;
+    let mut front = Front::open(&config.http, &availability)?;
     let app = tokio::select! {
-        app = build(&config) => app?,
+        app = build(&config, &availability, &supervisor) => Arc::new(app?),
         () = stopping.cancelled() => return Ok(()),
     };
-    serve(Arc::new(app), &config.http, stopping).await
+    front.serve(app.clone(), &config.http.access);
+    supervisor.ready();
+    availability.started();
+    tracing::info!(url = %format_args!("http://{}", front.address), "Connected");
+    tokio::select! {
+        served = &mut front.server => ended(served),
+        () = drain(&app, stopping, config.http.patience) => {
+            front.close().await;
+            Ok(())
+        }
+        // Nothing can be served any more: whoever started this process should see it end.
+        () = app.infer.ended() => Err(AppError::BatcherEnded),
+    }
 }
 
-async fn build(config: &Config) -> Result<App, AppError> {
+/// Builds the parts.
+async fn build(
+    config: &Config,
+    availability: &Availability,
+    supervisor: &Supervisor,
+) -> Result<App, AppError> {
+    availability.starting_with("the model is loading");
     let mut shards = shards::connect(&config.socket, CONNECT_TIME_MAX).await?;
     tracing::info!("Warming up model");
+    availability.starting_with("the model is warming up");
     let warm = shards.warmup(config.limits.warmup()).await.map_err(AppError::Warmup)?;
     let tokenizer = config.model.directory.join("tokenizer.json");
     let tokenizer = Tokenizer::load(&tokenizer, config.validation_workers)?;
     let vocabulary = vocabulary(&config.model.directory).unwrap_or(tokenizer.vocabulary());
     let limits = Limits::settle(&config.limits, shards.info(), &warm, vocabulary)?;
+    let shards = shards.recovered_by(Recovery::new(
+        &config.socket,
+        limits.warmup(&config.limits),
+        config.limits.batch_total_tokens,
+        config.recovery.step_timeout,
+        supervisor.clone(),
+    ));
     tracing::info!("Setting max batch total tokens to {}", limits.batching.capacity.usable());
     let metrics = Metrics::new(limits.buckets());
-    let health = shards.health();
+    follow(availability.clone(), shards.health());
     let adapters = adapters(config, &shards);
-    let batcher = Batcher::start(shards, limits.batching.clone(), metrics.clone());
+    let batcher = Batcher::start(shards, limits.batching.clone(), metrics.clone(), availability.clone());
     let validator = Validator::new(tokenizer.clone(), limits.request.clone(), adapters.clone());
     tracing::info!("Using backend V3");
     Ok(App {
@@ -91,10 +128,7 @@ async fn build(config: &Config) -> Result<App, AppError> {
         template: template(&config.model),
         adapters,
         metrics,
-        health: HealthProbe::new(move || {
-            let health = health.clone();
-            async move { health.check().await }
-        }),
+        availability: availability.clone(),
         info: info(config, &limits),
         compute_type: config.http.compute_type.clone(),
         body_bytes_max: config.http.body_bytes_max,
@@ -151,44 +185,73 @@ fn info(config: &Config, limits: &Limits) -> Info {
     }
 }
 
-/// Serves until `stopping`; then requests in flight have until their patience is over.
-async fn serve(app: Arc<App>, config: &HttpConfig, stopping: CancellationToken) -> Result<(), AppError> {
-    let failed = |error| AppError::Bind { address: config.address, error };
-    let listener = listen(config.address).map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    if let Some(address) = config.metrics_address {
-        serve_operators(app.clone(), address);
+/// Asks the shards how they are, for as long as the process lives.
+fn follow(availability: Availability, health: ShardHealth) {
+    tokio::spawn(async move { availability.follow(|| health.check()).await });
+}
+
+/// The listeners, which answer from the start: first that the server is starting.
+struct Front {
+    address: SocketAddr,
+    gate: Gate,
+    /// Of the listener for operators' tools.
+    operators: Gate,
+    server: JoinHandle<io::Result<()>>,
+    closing: CancellationToken,
+}
+
+impl Front {
+    /// Errors when the HTTP port is taken. The other one may be: what it serves is on the HTTP port as well.
+    fn open(config: &HttpConfig, availability: &Availability) -> Result<Self, AppError> {
+        let failed = |error| AppError::Bind { address: config.address, error };
+        let listener = listen(config.address).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let [gate, operators] = [(); 2].map(|()| Gate::new(availability.clone(), &config.access));
+        let closing = CancellationToken::new();
+        let server = axum::serve(without_delay(listener), gate.clone().into_make_service())
+            .with_graceful_shutdown(closing.clone().cancelled_owned());
+        if let Some(address) = config.metrics_address {
+            match listen(address) {
+                // For as long as the process lives.
+                Ok(listener) => drop(tokio::spawn(
+                    axum::serve(listener, operators.clone().into_make_service()).into_future(),
+                )),
+                Err(error) => {
+                    tracing::warn!("no metrics on `--prometheus-port`: cannot listen on {address}: {error}")
+                }
+            }
+        }
+        Ok(Self { address, gate, operators, server: tokio::spawn(server.into_future()), closing })
     }
-    let routes = router(app.clone(), &config.access);
-    let server = axum::serve(without_delay(listener), routes)
-        .with_graceful_shutdown(stopping.clone().cancelled_owned());
-    tracing::info!(url = %format_args!("http://{address}"), "Connected");
-    let out_of_patience = async {
-        stopping.cancelled().await;
-        tokio::time::sleep(config.patience).await;
-        tracing::warn!("requests that did not finish within {} s are ended", config.patience.as_secs());
-        app.infer.end_all();
-        tokio::time::sleep(LAST_WORDS).await;
-    };
-    tokio::select! {
-        served = server.into_future() => served.map_err(AppError::Serve),
-        () = out_of_patience => Ok(()),
-        // Nothing can be served any more: whoever started this process should see it end.
-        () = app.infer.ended() => Err(AppError::BatcherEnded),
+
+    fn serve(&self, app: Arc<App>, access: &Access) {
+        self.operators.open(operators_router(app.clone()));
+        self.gate.open(router(app, access));
+    }
+
+    /// Takes no more connections, and lets what is written reach its readers.
+    async fn close(self) {
+        self.closing.cancel();
+        // Who has not read by then has left, or never will.
+        let _ = timeout(LAST_WORDS, self.server).await;
     }
 }
 
-/// Serves metrics and health on a port of their own, for as long as the process lives. A port that is taken is no reason
-/// not to serve: both are on the HTTP port as well.
-fn serve_operators(app: Arc<App>, address: SocketAddr) {
-    match listen(address) {
-        Ok(listener) => {
-            let routes: Router = operators_router(app);
-            tokio::spawn(axum::serve(listener, routes).into_future());
-        }
-        Err(error) => {
-            tracing::warn!("no metrics on `--prometheus-port`: cannot listen on {address}: {error}")
-        }
+/// The listener does not end unless it is told to.
+fn ended(served: Result<io::Result<()>, JoinError>) -> Result<(), AppError> {
+    served.map_err(io::Error::other).flatten().map_err(AppError::Serve)
+}
+
+/// Resolves after `stopping`, once the requests under way have ended, or had to: new ones are refused, on a listener that
+/// stays open, so that clients hear of it.
+async fn drain(app: &App, stopping: CancellationToken, patience: Duration) {
+    stopping.cancelled().await;
+    app.availability.draining();
+    if timeout(patience, app.availability.drained()).await.is_err() {
+        tracing::warn!("requests that did not finish within {} s are ended", patience.as_secs());
+        app.infer.end_all();
+        // Whoever does not read that either is left alone.
+        let _ = timeout(LAST_WORDS, app.availability.drained()).await;
     }
 }
 

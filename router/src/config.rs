@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ::http::HeaderValue;
+use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Parser, ValueEnum};
 use proto::units::TokenCount;
 use telemetry::LogFormat;
@@ -56,6 +57,12 @@ pub(crate) struct Args {
     /// Requests in one batch [default: no limit]
     #[arg(long, env)]
     max_batch_size: Option<usize>,
+    /// Keep what was computed of a prompt for later prompts that begin alike
+    #[arg(long, env, action = ArgAction::Set, default_value = "true", value_parser = BoolishValueParser::new())]
+    prefix_caching: bool,
+    /// How many times as long as a step without prompts a step may take that computes prompts beside running rows; 0 is any
+    #[arg(long, env, default_value_t = 2.0)]
+    max_step_stretch: f32,
     /// Choices and prompts of one request
     #[arg(long, env, default_value_t = 4)]
     max_client_batch_size: u32,
@@ -91,6 +98,13 @@ pub(crate) struct Args {
     /// Socket of the first shard
     #[arg(long, env, default_value = "/tmp/text-generation-server-0")]
     master_shard_uds_path: PathBuf,
+    /// Seconds after which a shard counts as hung that gives no sign of life, or whose step takes longer than it should; 0
+    /// is never
+    #[arg(long, env, default_value_t = 60.0)]
+    step_timeout: f64,
+    /// Where the launcher listens that supervises this router
+    #[arg(long, hide = true)]
+    control_socket: Option<PathBuf>,
     /// Directory with the model's tokenizer and configuration files
     #[arg(long, env)]
     tokenizer_name: PathBuf,
@@ -177,6 +191,10 @@ pub(crate) enum ConfigError {
     Header { flag: &'static str, value: String },
     #[error("`--waiting-served-ratio` is {0}, but must be a number from 0")]
     Ratio(f32),
+    #[error("`--max-step-stretch` is {0}, but must be 0 or a number from 1")]
+    Stretch(f32),
+    #[error("`--step-timeout` is {0}, but must be a number of seconds from 0")]
+    Seconds(f64),
     #[error("`--ngrok` is not available in this build")]
     Ngrok,
 }
@@ -191,6 +209,7 @@ pub(crate) struct Config {
     pub(crate) allow_runtime_adapters: bool,
     pub(crate) http: HttpConfig,
     pub(crate) limits: LimitsConfig,
+    pub(crate) recovery: RecoveryConfig,
     pub(crate) validation_workers: NonZeroUsize,
     /// What was understood, but not as it was said; to be logged.
     pub(crate) warnings: Vec<String>,
@@ -238,6 +257,21 @@ pub(crate) struct LimitsConfig {
     pub(crate) batch_size: Option<NonZeroUsize>,
     pub(crate) waiting_served_ratio: f32,
     pub(crate) waiting_tokens: u32,
+    /// Whether what was computed of a prompt is kept for later prompts that begin alike.
+    pub(crate) prefix_caching: bool,
+    /// How many times as long as a step without prompts a step may take that computes prompts beside running rows, at least
+    /// 1; any number of times, if none.
+    pub(crate) max_step_stretch: Option<f32>,
+}
+
+/// Who starts shards again, and when they have to be.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct RecoveryConfig {
+    /// Of the launcher that supervises this router, if one does.
+    pub(crate) control_socket: Option<PathBuf>,
+    /// Shards that give no sign of life for longer count as hung. How long a step may take, they judge themselves: they know
+    /// how long it usually takes. None: no step counts as hung.
+    pub(crate) step_timeout: Option<Duration>,
 }
 
 impl Config {
@@ -266,6 +300,10 @@ impl Config {
             allow_runtime_adapters: args.allow_runtime_adapters,
             http: http(&args, &mut warnings)?,
             limits,
+            recovery: RecoveryConfig {
+                step_timeout: step_timeout(args.step_timeout)?,
+                control_socket: args.control_socket,
+            },
             validation_workers,
             warnings,
             model: ModelConfig {
@@ -328,7 +366,22 @@ fn limits(args: &Args) -> Result<LimitsConfig, ConfigError> {
         batch_size: args.max_batch_size.map(|size| positive("--max-batch-size", size)).transpose()?,
         waiting_served_ratio: args.waiting_served_ratio,
         waiting_tokens: args.max_waiting_tokens,
+        prefix_caching: args.prefix_caching,
+        max_step_stretch: stretch(args.max_step_stretch)?,
     })
+}
+
+fn stretch(stretch: f32) -> Result<Option<f32>, ConfigError> {
+    match stretch {
+        0.0 => Ok(None),
+        1.0..f32::INFINITY => Ok(Some(stretch)),
+        _ => Err(ConfigError::Stretch(stretch)),
+    }
+}
+
+fn step_timeout(seconds: f64) -> Result<Option<Duration>, ConfigError> {
+    let timeout = Duration::try_from_secs_f64(seconds).map_err(|_| ConfigError::Seconds(seconds))?;
+    Ok(Some(timeout).filter(|timeout| !timeout.is_zero()))
 }
 
 fn positive(flag: &'static str, value: usize) -> Result<NonZeroUsize, ConfigError> {
@@ -413,8 +466,33 @@ mod tests {
         check("--validation-workers 0", "`--validation-workers` must be at least 1");
         check("--max-batch-size 0", "`--max-batch-size` must be at least 1");
         check("--max-concurrent-requests 0", "`--max-concurrent-requests` must be at least 1");
+        check("--max-step-stretch 0.5", "`--max-step-stretch` is 0.5, but must be 0 or a number from 1");
+        check("--max-step-stretch inf", "`--max-step-stretch` is inf, but must be 0 or a number from 1");
+        check("--step-timeout NaN", "`--step-timeout` is NaN, but must be a number of seconds from 0");
         check("--waiting-served-ratio NaN", "`--waiting-served-ratio` is NaN, but must be a number from 0");
         assert!(config("--max-input-length 9 --max-total-tokens 10").is_ok());
+    }
+
+    #[test]
+    fn zero_means_that_a_step_may_take_any_time() {
+        let times = |words: &str| {
+            let config = config(words).unwrap();
+            (config.recovery.step_timeout, config.limits.max_step_stretch)
+        };
+        assert_eq!(times(""), (Some(Duration::from_secs(60)), Some(2.0)));
+        assert_eq!(
+            times("--step-timeout 0.25 --max-step-stretch 1"),
+            (Some(Duration::from_millis(250)), Some(1.0))
+        );
+        assert_eq!(times("--step-timeout 0 --max-step-stretch 0"), (None, None));
+    }
+
+    #[test]
+    fn prefixes_are_cached_unless_that_is_turned_off() {
+        let cached = |words: &str| config(words).unwrap().limits.prefix_caching;
+        assert!(cached("") && cached("--prefix-caching 1") && cached("--prefix-caching true"));
+        assert!(!cached("--prefix-caching 0") && !cached("--prefix-caching false"));
+        assert!(Args::try_parse_from(["router", "--tokenizer-name", "x", "--prefix-caching", "2"]).is_err());
     }
 
     #[test]

@@ -23,9 +23,10 @@ use crate::adapters::{Adapter, UnknownAdapter};
 use crate::batching::{Batcher, Event, FinishReason, Finished, PromptToken, Step, Stopped, Waiting};
 use crate::chat::template::TemplateError;
 use crate::metrics::{Failure, Metrics, RequestTimings};
-use crate::request::ValidRequest;
 use crate::request::params::Params;
+use crate::request::terms::Terms;
 use crate::request::validate::{ValidationError, Validator};
+use crate::request::{Priority, ValidRequest};
 use crate::shards::ShardError;
 
 /// A request that was not served to its end.
@@ -59,6 +60,7 @@ impl InferError {
             Self::Overloaded => Failure::Overloaded,
             Self::Template(_) => Failure::Template,
             Self::Incomplete | Self::ShuttingDown => Failure::Incomplete,
+            Self::Shard(ShardError::Deadline(_)) => Failure::Timeout,
             Self::Stopped(_) | Self::Shard(_) => Failure::Generation,
         }
     }
@@ -73,6 +75,7 @@ pub(crate) struct Request {
     pub(crate) received: Instant,
     pub(crate) inputs: String,
     pub(crate) params: Params,
+    pub(crate) terms: Terms,
     /// Whether the client sees tokens as they come.
     pub(crate) streamed: bool,
 }
@@ -171,14 +174,15 @@ impl Infer {
     }
 
     async fn try_admit(&self, request: Request, record: &Arc<Record>) -> Result<Vec<Generating>, InferError> {
-        let Request { inputs, params, streamed, .. } = request;
+        let Request { received, inputs, params, terms, streamed, .. } = request;
         self.validator.check_sequences(&params, streamed)?;
         let adapter = self.validator.adapter(&params)?;
         let count = params.sequences();
         let permits = self.permits.clone().try_acquire_many_owned(count);
         let mut permits = permits.map_err(|_| InferError::Overloaded)?;
 
-        let valid = self.validator.validate(inputs, params, adapter).await?;
+        let mut valid = self.validator.validate(inputs, params, adapter).await?;
+        terms.apply(&mut valid, received);
         self.metrics.request_validated(valid.prompt.length(), valid.stopping.max_new_tokens);
         record.admitted(count, &valid);
         let mut sequences = Vec::with_capacity(count as usize);
@@ -301,6 +305,7 @@ struct Progress {
     prompt_tokens: TokenCount,
     /// Name of the adapter, if the request has one.
     adapter: Option<String>,
+    priority: Priority,
     first_token: Option<Instant>,
     /// Streams that have not ended.
     running: u32,
@@ -319,6 +324,7 @@ impl Record {
         let mut progress = self.progress();
         progress.running = sequences;
         progress.prompt_tokens = request.prompt.length();
+        progress.priority = request.priority;
         progress.adapter = request.adapter.as_deref().map(Adapter::name).map(str::to_owned);
     }
 
@@ -361,7 +367,9 @@ impl Record {
         tracing::info!(
             request_id = %self.id.simple(),
             adapter = progress.adapter,
+            priority = (progress.priority != Priority::default()).then_some(progress.priority.get()),
             tokens_prompt = progress.prompt_tokens.0,
+            tokens_cached = finished.cached.0,
             tokens_generated = tokens.0,
             validation_ms = timings.validation.as_millis() as u64,
             queue_ms = timings.queue.as_millis() as u64,

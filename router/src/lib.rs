@@ -11,7 +11,8 @@
 //! 7. `http/sse.rs`, or one body: events go to the client; [`metrics`] and one log line tell of it.
 //!
 //! Around them: `config.rs` (flags and environment, read nowhere else), `limits.rs` (what user and shards agree on),
-//! [`adapters`] (which LoRA adapters requests can name) and `app.rs` (builds the parts, serves, drains).
+//! [`adapters`] (which LoRA adapters requests can name), [`availability`] (whether requests can be served, and why not),
+//! [`supervisor`] (the launcher, which starts shards again) and `app.rs` (builds the parts, serves, drains).
 //!
 //! What is absent:
 //!
@@ -31,6 +32,7 @@ use self::config::{Args, Config};
 
 pub mod adapters;
 mod app;
+pub mod availability;
 pub mod batching;
 pub mod cache;
 mod chat;
@@ -41,6 +43,7 @@ mod limits;
 pub mod metrics;
 pub mod request;
 pub mod shards;
+pub mod supervisor;
 mod text;
 
 /// Runs the router as its command line says, the name of the program first, until a signal stops it.

@@ -1,6 +1,6 @@
 //! The limits in force: what the user gave, and what the shards decided in their warm-up. Pure.
 
-use proto::units::{BlockCount, TokenCount};
+use proto::units::TokenCount;
 use thiserror::Error;
 
 use crate::batching::{self, Capacity, PromptPolicy};
@@ -8,9 +8,6 @@ use crate::config::{ConfigError, LimitsConfig, at_most};
 use crate::metrics::BucketLimits;
 use crate::request::validate::RequestLimits;
 use crate::shards::{ShardInfo, Warm, WarmupLimits};
-
-/// Tokens of the cache when neither shards nor user say: enough to work, as in the reference.
-const CAPACITY_DEFAULT: TokenCount = TokenCount(16_000);
 
 /// Limits that cannot be kept with these shards.
 #[derive(Clone, Debug, Error, PartialEq)]
@@ -53,7 +50,7 @@ impl Limits {
         warm: &Warm,
         vocabulary: u32,
     ) -> Result<Self, LimitsError> {
-        let capacity = capacity(config, info, warm);
+        let capacity = warm.capacity(info, config.batch_total_tokens, config.batch_prefill_tokens);
         let longest = capacity.longest();
         if let Some(wanted) = config.total_tokens.filter(|total| *total > longest) {
             return Err(LimitsError::NotEnoughMemory { wanted, longest });
@@ -89,6 +86,15 @@ impl Limits {
         })
     }
 
+    /// What shards are told that take the place of others: the limits that hold by now.
+    pub(crate) fn warmup(&self, config: &LimitsConfig) -> WarmupLimits {
+        WarmupLimits {
+            max_input_tokens: Some(self.request.input_tokens_max),
+            max_total_tokens: Some(self.request.total_tokens_max),
+            ..config.warmup()
+        }
+    }
+
     /// For the layout of the histograms.
     pub(crate) fn buckets(&self) -> BucketLimits {
         BucketLimits {
@@ -96,20 +102,6 @@ impl Limits {
             max_total_tokens: self.request.total_tokens_max,
         }
     }
-}
-
-/// The cache: as large as the shards can hold, or as the user wants it. The user speaks of tokens that requests can use,
-/// the shards of all that they have room for, the reserved block included.
-fn capacity(config: &LimitsConfig, info: &ShardInfo, warm: &Warm) -> Capacity {
-    let fits = warm.capacity.map(|tokens| BlockCount(tokens.0 / info.block_size.get()));
-    let usable = |tokens: TokenCount| BlockCount(tokens.blocks(info.block_size).0.saturating_add(1));
-    let blocks = match (fits, config.batch_total_tokens) {
-        (Some(fits), Some(wanted)) => fits.min(usable(wanted)),
-        (Some(fits), None) => fits,
-        (None, Some(wanted)) => usable(wanted),
-        (None, None) => usable(CAPACITY_DEFAULT.max(warm.max_total_tokens).max(config.batch_prefill_tokens)),
-    };
-    Capacity::new(blocks, info)
 }
 
 fn batching_limits(config: &LimitsConfig, info: &ShardInfo, capacity: Capacity) -> batching::Limits {
@@ -127,6 +119,11 @@ fn batching_limits(config: &LimitsConfig, info: &ShardInfo, capacity: Capacity) 
         max_concurrent_requests: config.concurrent_requests,
         prompts,
         extensions: info.extensions,
+        shared_prompt_max: match config.prefix_caching && info.use_prefix_caching {
+            true => info.shared_prompt_max.unwrap_or(TokenCount(u32::MAX)),
+            false => TokenCount(0),
+        },
+        stretch: config.max_step_stretch.map(f64::from),
     }
 }
 
@@ -151,6 +148,8 @@ mod tests {
             batch_size: None,
             waiting_served_ratio: 1.2,
             waiting_tokens: 20,
+            prefix_caching: true,
+            max_step_stretch: None,
         }
     }
 
@@ -166,6 +165,7 @@ mod tests {
             block_size: BlockSize::new(10).unwrap(),
             extensions: Extensions::default(),
             adapters: Vec::new(),
+            shared_prompt_max: None,
         }
     }
 

@@ -11,7 +11,7 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     TextEncoder,
 };
-use proto::units::TokenCount;
+use proto::units::{BlockCount, TokenCount};
 
 use crate::batching::{JoinReason, Load, StepKind};
 use crate::shards::Timings;
@@ -48,6 +48,8 @@ pub enum Failure {
     Template,
     /// The client left before its end had been handed to it.
     Dropped,
+    /// It did not end within the time that its client gave it.
+    Timeout,
 }
 
 /// Where the time of a finished request went.
@@ -98,6 +100,11 @@ struct Series {
     batch_filter_duration: HistogramVec,
     batch_concat_duration: HistogramVec,
     kv_cache_utilization: Gauge,
+    kv_cache_cached_blocks: IntGauge,
+    prefix_cache_hit_tokens: IntCounter,
+    prefix_cache_lookup_tokens: IntCounter,
+    request_preempted: IntCounter,
+    shard_restarts: IntCounter,
 }
 
 /// What requests count. Each ends in exactly one success or failure, which its record in `infer.rs` sees to.
@@ -214,6 +221,28 @@ impl Metrics {
     pub(crate) fn generation(&self, tokens: usize) {
         self.0.request_skipped_tokens.observe(tokens.saturating_sub(1) as f64);
     }
+
+    /// So many requests had to leave the batch, and resume later.
+    pub fn preempted(&self, requests: u64) {
+        self.0.request_preempted.inc_by(requests);
+    }
+
+    /// The shards are there again after a failure.
+    pub fn shard_restarted(&self) {
+        self.0.shard_restarts.inc();
+    }
+
+    /// Requests have entered a batch for the first time: of the `total` tokens of their prompts, the keys and values of
+    /// `cached` were there already.
+    pub fn prompts_cached(&self, cached: u64, total: u64) {
+        self.0.prefix_cache_hit_tokens.inc_by(cached);
+        self.0.prefix_cache_lookup_tokens.inc_by(total);
+    }
+
+    /// So many blocks are held by no request, and kept for those that may come.
+    pub fn blocks_cached(&self, blocks: BlockCount) {
+        self.0.kv_cache_cached_blocks.set(blocks.0.into());
+    }
 }
 
 impl Series {
@@ -316,6 +345,24 @@ impl Series {
             ),
             kv_cache_utilization: make
                 .share("tgi_kv_cache_utilization", "Reserved share of the cache blocks, 0 to 1"),
+            kv_cache_cached_blocks: make.gauge(
+                "tgi_kv_cache_cached_blocks",
+                "Cache blocks that no request holds, kept for prompts that begin alike",
+            ),
+            prefix_cache_hit_tokens: make.counter(
+                "tgi_prefix_cache_hit_tokens",
+                "Prompt tokens found in the cache when their request entered a batch first",
+            ),
+            prefix_cache_lookup_tokens: make.counter(
+                "tgi_prefix_cache_lookup_tokens",
+                "Prompt tokens of the requests that entered a batch, found in the cache or not",
+            ),
+            request_preempted: make.counter(
+                "tgi_request_preempted",
+                "Times that a running request gave up its place, to resume later",
+            ),
+            shard_restarts: make
+                .counter("tgi_shard_restarts", "Times that the shards came back after a failure"),
             registry,
         }
     }
@@ -384,13 +431,14 @@ fn hundredths(limit: TokenCount) -> Vec<f64> {
 }
 
 impl Failure {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Validation,
         Self::Overloaded,
         Self::Generation,
         Self::Incomplete,
         Self::Template,
         Self::Dropped,
+        Self::Timeout,
     ];
 
     fn label(self) -> &'static str {
@@ -401,6 +449,7 @@ impl Failure {
             Self::Incomplete => "incomplete",
             Self::Template => "template",
             Self::Dropped => "dropped",
+            Self::Timeout => "timeout",
         }
     }
 }
@@ -474,6 +523,36 @@ mod tests {
                 "# TYPE tgi_request_skipped_tokens histogram",
                 "tgi_request_skipped_tokens_bucket{le=\"0\"} 0",
                 "tgi_kv_cache_utilization 0",
+                "# TYPE tgi_kv_cache_cached_blocks gauge",
+                "tgi_kv_cache_cached_blocks 0",
+                "# TYPE tgi_request_preempted counter",
+                "tgi_request_preempted 0",
+                "tgi_shard_restarts 0",
+                "tgi_prefix_cache_hit_tokens 0",
+                "tgi_prefix_cache_lookup_tokens 0",
+                "tgi_request_failure{err=\"timeout\"} 0",
+            ],
+        );
+    }
+
+    #[test]
+    fn what_the_cache_saves_and_what_is_done_twice_is_counted() {
+        let metrics = metrics();
+        metrics.prompts_cached(32, 40);
+        metrics.prompts_cached(0, 5);
+        metrics.blocks_cached(BlockCount(7));
+        metrics.blocks_cached(BlockCount(3));
+        metrics.preempted(2);
+        metrics.preempted(0);
+        metrics.shard_restarted();
+        assert_series(
+            &metrics.render(),
+            &[
+                "tgi_prefix_cache_hit_tokens 32",
+                "tgi_prefix_cache_lookup_tokens 45",
+                "tgi_kv_cache_cached_blocks 3",
+                "tgi_request_preempted 2",
+                "tgi_shard_restarts 1",
             ],
         );
     }

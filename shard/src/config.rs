@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use kernels::collective::GroupSpec;
@@ -138,6 +139,9 @@ pub struct ServeArgs {
     /// On GPUs, compute a token the same to the last bit whatever it is batched with
     #[arg(long)]
     pub batch_invariant: bool,
+    /// Seconds that a step may always take; a longer one is healthy up to eight times the longest that is known to be usual
+    #[arg(long, default_value_t = 60.0)]
+    pub step_timeout: f64,
     /// Threads for the model; as many as the machine has, if absent
     #[arg(long, env = "OMP_NUM_THREADS")]
     pub threads: Option<NonZeroUsize>,
@@ -194,6 +198,8 @@ pub struct Config {
     pub cache: Option<CacheDType>,
     /// Whether a token is the same to the last bit whatever it is batched with, on GPUs too.
     pub batch_invariant: bool,
+    /// How long a step may always take.
+    pub step_patience: Duration,
     /// Threads for the model.
     pub threads: NonZeroUsize,
     /// The memory the cache may take.
@@ -314,6 +320,7 @@ impl TryFrom<ServeArgs> for Config {
             device: device(&args.device)?,
             cache: args.kv_cache_dtype.as_deref().map(cache_dtype).transpose()?,
             batch_invariant: args.batch_invariant,
+            step_patience: step_patience(args.step_timeout)?,
             threads: args.threads.unwrap_or_else(|| threads_of_one(world)),
             memory: MemoryShare(fraction * wiggle_room),
             watermark: Watermark { gamma: args.watermark_gamma, delta },
@@ -406,6 +413,13 @@ fn with_ending(prefix: &Path, ending: impl Display) -> PathBuf {
     let mut path = prefix.as_os_str().to_owned();
     path.push(format!("-{ending}"));
     path.into()
+}
+
+/// Zero is for ever.
+fn step_patience(seconds: f64) -> Result<Duration, ConfigError> {
+    let range = || ConfigError::Range { name: "--step-timeout", value: seconds, expected: "seconds from 0" };
+    let patience = Duration::try_from_secs_f64(seconds).map_err(|_| range())?;
+    Ok(if patience.is_zero() { Duration::MAX } else { patience })
 }
 
 /// Threads of a shard that shares the machine with others.

@@ -171,12 +171,13 @@ fn serve(config: Config) -> anyhow::Result<()> {
     check_memory(&blueprint, &config, &device, &ranks)?;
     let tokenizer = Tokenizer::load(&config.model)?;
     let model = load_model(&blueprint, &config, device.clone(), ranks.clone())?;
-    let dtype = model.shape().dtype;
     let layout = model.adapters();
     let adapters = load_adapters(&layout, &config.adapters)?;
     let memory = config.memory;
-    let engine = Engine::start(engine::commands::Parts { model, device, tokenizer, memory, ranks })?;
-    let identity = Identity { dtype, sockets: config.sockets.clone(), watermark: config.watermark };
+    let identity = Identity::new(model.shape(), &device, config.sockets.clone(), config.watermark);
+    let step_patience = config.step_patience;
+    let engine =
+        Engine::start(engine::commands::Parts { model, device, tokenizer, memory, step_patience, ranks })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(EDGE_THREADS)
         .enable_all()

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hub::config::TOKEN_VARIABLES;
 
@@ -175,6 +175,7 @@ pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> Shard
     command.switch_if("--sharded", values.shard_count.value > 1);
     command.option_if("--dtype", args.dtype.as_ref());
     command.option_if("--kv-cache-dtype", args.kv_cache_dtype.as_ref().filter(|dtype| !dtype.is_empty()));
+    command.option("--step-timeout", values.recovery.step_timeout.value);
     command.switch_if("--batch-invariant", args.batch_invariant);
     command.option_if("--device", Some(&args.device).filter(|device| *device != "auto"));
     command.option_if("--load-format", Some(&args.load_format).filter(|format| *format != "auto"));
@@ -204,7 +205,7 @@ pub(super) fn shard(input: PlanInput<'_>, values: &Values, rank: usize) -> Shard
     ShardPlan { rank, socket: socket_path(&values.socket_prefix.value, rank), command }
 }
 
-pub(super) fn router(input: PlanInput<'_>, values: &Values) -> ChildCommand {
+pub(super) fn router(input: PlanInput<'_>, values: &Values, control: &Path) -> ChildCommand {
     let args = input.args;
     let limits = &values.limits;
     let mut command = ChildCommand::new(input, "router");
@@ -225,6 +226,9 @@ pub(super) fn router(input: PlanInput<'_>, values: &Values) -> ChildCommand {
     command.option("--model-name", &values.model.value);
     command.option("--payload-limit", args.payload_limit);
     command.option("--graceful-termination-timeout", args.graceful_termination_timeout);
+    command.path("--control-socket", control);
+    command.option("--step-timeout", values.recovery.step_timeout.value);
+    command.option("--max-step-stretch", values.max_step_stretch.value);
 
     command.option_if("--max-input-tokens", limits.max_input_tokens.value.given());
     command.option_if("--max-total-tokens", limits.max_total_tokens.value.given());
@@ -268,7 +272,7 @@ mod tests {
     #[test]
     fn a_shard_gets_the_directory_the_socket_and_its_place() {
         let shard = &plan(&[]).shards[0];
-        let expected = "--child-of 4711 shard serve /run/tgi/demo --uds-path /run/tgi/shard --logger-level INFO --threads 6";
+        let expected = "--child-of 4711 shard serve /run/tgi/demo --uds-path /run/tgi/shard --logger-level INFO --threads 6 --step-timeout 60";
         assert_eq!(line(&shard.command), expected);
         assert_eq!(shard.command.program, PathBuf::from("/bin/launcher"));
         let place = ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_MEMORY_FRACTION", "ATTENTION"];
@@ -282,10 +286,9 @@ mod tests {
     fn a_shard_gets_what_was_asked_for() {
         let words = ["--max-input-tokens=7", "--cpu-threads=2", "--json-output", "--enable-prefill-logprobs"];
         let shard = &plan(&words).shards[0];
-        assert!(
-            line(&shard.command)
-                .ends_with("--logger-level INFO --json-output --max-input-tokens 7 --threads 2")
-        );
+        assert!(line(&shard.command).ends_with(
+            "--logger-level INFO --json-output --max-input-tokens 7 --threads 2 --step-timeout 60"
+        ));
         assert_eq!(variable(&shard.command, "REQUEST_LOGPROBS"), Some("1"));
 
         let shard = &plan(&["--watermark-gamma=0.25", "--watermark-delta=1.5"]).shards[0];
@@ -299,7 +302,11 @@ mod tests {
         assert_eq!(plan.shards.len(), 2);
         for (rank, shard) in plan.shards.iter().enumerate() {
             assert_eq!(shard.rank, rank);
-            assert!(line(&shard.command).ends_with("--threads 3 --sharded"), "{}", line(&shard.command));
+            assert!(
+                line(&shard.command).ends_with("--threads 3 --sharded --step-timeout 60"),
+                "{}",
+                line(&shard.command)
+            );
             let place = ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"];
             let values = place.map(|name| variable(&shard.command, name).unwrap());
             assert_eq!(values, [rank.to_string().as_str(), "2", "host", "1234"]);
@@ -314,7 +321,8 @@ mod tests {
             --max-stop-sequences 4 --max-top-n-tokens 5 --max-batch-prefill-tokens 2048 --waiting-served-ratio 0.3 \
             --max-waiting-tokens 20 --validation-workers 2 --hostname 0.0.0.0 --port 3000 --prometheus-port 9000 \
             --master-shard-uds-path /run/tgi/shard-0 --tokenizer-name /run/tgi/demo --model-name demo \
-            --payload-limit 2000000 --graceful-termination-timeout 90";
+            --payload-limit 2000000 --graceful-termination-timeout 90 --control-socket /run/tgi/control \
+            --step-timeout 60 --max-step-stretch 2";
         let router = plan(&[]).router;
         assert_eq!(line(&router), expected);
         assert_eq!(variable(&router, "COMPUTE_TYPE"), Some("1-cpu"));
@@ -339,6 +347,22 @@ mod tests {
             --disable-grammar-support --allow-runtime-adapters --json-output";
         let line = line(&plan(&words).router);
         assert!(line.ends_with(expected), "{line}");
+    }
+
+    #[test]
+    fn the_router_hears_what_a_step_may_take() {
+        let line = line(&plan(&["--step-timeout=0.5", "--max-step-stretch=0"]).router);
+        assert!(line.ends_with("--step-timeout 0.5 --max-step-stretch 0"), "{line}");
+    }
+
+    #[test]
+    fn both_kinds_of_children_hear_whether_prefixes_are_cached() {
+        for (words, expected) in [(&[][..], "true"), (&["--prefix-caching=0"], "0")] {
+            let plan = plan(words);
+            for command in [&plan.router, &plan.shards[0].command] {
+                assert_eq!(variable(command, "PREFIX_CACHING"), Some(expected));
+            }
+        }
     }
 
     #[test]

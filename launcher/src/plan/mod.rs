@@ -13,6 +13,7 @@ mod adapters;
 mod checks;
 mod commands;
 mod limits;
+mod recovery;
 mod shards;
 mod table;
 mod unserved;
@@ -22,6 +23,7 @@ pub use adapters::{AdapterArgument, parse as parse_adapters};
 pub use checks::PlanError;
 pub use commands::{ChildCommand, EnvValue};
 pub use limits::{Limits, TokenLimit};
+pub use recovery::Recovery;
 pub use values::{Bytes, Derived, Values};
 
 /// What a plan is made from.
@@ -56,6 +58,11 @@ pub struct LaunchPlan {
     pub group: PathBuf,
     /// The router, which is started when all shards are ready.
     pub router: ChildCommand,
+    /// Where the launcher listens to the router.
+    pub control: PathBuf,
+    /// How often in a row, without a step of the model in between, the shards are started again, and the router; 0: a child
+    /// that dies is the end.
+    pub restarts_max: u32,
     /// How long a child may take to end after SIGTERM.
     pub termination_timeout: Duration,
     /// What the user should know, one line each.
@@ -89,11 +96,14 @@ impl LaunchPlan {
     pub fn new(input: PlanInput<'_>) -> Result<Self, PlanError> {
         checks::check(input)?;
         let values = Values::derive(input)?;
+        let control = values::control_socket(input)?;
         Ok(Self {
             downloads: commands::downloads(input),
             shards: (0..values.shard_count.value).map(|rank| commands::shard(input, &values, rank)).collect(),
             group: shards::group_path(&values.socket_prefix.value),
-            router: commands::router(input, &values),
+            router: commands::router(input, &values, &control),
+            control,
+            restarts_max: values.recovery.max_shard_restarts.value,
             termination_timeout: Duration::from_secs(input.args.graceful_termination_timeout),
             warnings: unserved::warnings(input, &values),
             values,
@@ -112,6 +122,7 @@ pub(crate) mod testing {
         pub(crate) adapters: Vec<Adapter>,
         pub(crate) machine: Machine,
         pub(crate) variables: Variables,
+        pub(crate) run_dir: PathBuf,
     }
 
     impl Case {
@@ -130,6 +141,7 @@ pub(crate) mod testing {
                     temporary: PathBuf::from("/tmp"),
                 },
                 variables: Variables::default(),
+                run_dir: PathBuf::from("/run/tgi"),
             }
         }
 
@@ -141,7 +153,7 @@ pub(crate) mod testing {
                 machine: &self.machine,
                 variables: &self.variables,
                 log_level: "INFO",
-                run_dir: Path::new("/run/tgi"),
+                run_dir: &self.run_dir,
             }
         }
 

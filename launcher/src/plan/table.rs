@@ -44,7 +44,7 @@ impl LaunchPlan {
 
     fn rows(&self) -> Vec<Row> {
         let values = &self.values;
-        let limits = &values.limits;
+        let (limits, recovery) = (&values.limits, &values.recovery);
         vec![
             Row::new("model", &values.model),
             Row::path("model-directory", &values.model_directory),
@@ -62,6 +62,10 @@ impl LaunchPlan {
             Row::new("max-total-tokens", &limits.max_total_tokens),
             Row::new("max-batch-prefill-tokens", &limits.max_batch_prefill_tokens),
             Row::new("max-batch-total-tokens", &limits.max_batch_total_tokens),
+            Row::new("max-step-stretch", &values.max_step_stretch),
+            Row::new("on-shard-failure", &recovery.on_shard_failure),
+            Row::new("max-shard-restarts", &recovery.max_shard_restarts),
+            Row::new("step-timeout", &recovery.step_timeout),
             Row::new("cpu-threads", &values.cpu_threads),
             Row::new("shard-threads", &values.shard_threads),
             Row::new("compute-type", &values.compute_type),
@@ -163,6 +167,11 @@ mod tests {
             json["values"]["cpu-threads"],
             json!({"value": 6, "reason": "one per core this process may use"})
         );
+        assert_eq!(json["values"]["prefix-caching"]["value"], true);
+        assert_eq!(json["values"]["on-shard-failure"]["value"], "restart");
+        assert_eq!(json["values"]["max-shard-restarts"]["value"], 10);
+        assert_eq!(json["values"]["step-timeout"]["value"], 60.0);
+        assert_eq!(json["values"]["max-step-stretch"]["value"], 2.0);
         assert_eq!(json["values"]["max-total-tokens"]["value"], json!({"at_most": 2048}));
         assert_eq!(json["commands"]["shard-0"]["variables"]["RANK"], "0");
         assert_eq!(json["commands"]["router"]["arguments"][2], "router");

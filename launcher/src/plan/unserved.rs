@@ -128,12 +128,6 @@ fn without_effect(input: PlanInput<'_>) -> Vec<String> {
     if let Some(attention) = variables.attention.as_deref().filter(|attention| *attention != "paged") {
         warnings.push(format!("ATTENTION={attention} has no effect: there is `paged` only"));
     }
-    if let Some(caching) =
-        variables.prefix_caching.as_deref().filter(|caching| ["1", "true"].contains(caching))
-    {
-        warnings
-            .push(format!("PREFIX_CACHING={caching} has no effect: `paged` attention caches no prefixes"));
-    }
     warnings
 }
 
@@ -189,11 +183,8 @@ mod tests {
     fn an_attention_that_is_not_there_is_a_warning() {
         let mut case = Case::new(&[]);
         case.variables.attention = Some("flashinfer".into());
-        case.variables.prefix_caching = Some("1".into());
-        let warnings = case.plan().unwrap().warnings;
-        assert!(
-            warnings[0].starts_with("ATTENTION=flashinfer") && warnings[1].starts_with("PREFIX_CACHING=1")
-        );
+        let warning = "ATTENTION=flashinfer has no effect: there is `paged` only";
+        assert_eq!(case.plan().unwrap().warnings, [warning]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -11,6 +11,7 @@ use super::PlanInput;
 use super::adapters;
 use super::checks::PlanError;
 use super::limits::Limits;
+use super::recovery::Recovery;
 use super::shards;
 use crate::adapters::AdapterSource;
 use crate::args::Args;
@@ -79,10 +80,14 @@ pub struct Values {
     pub attention: Derived<&'static str>,
     /// Tokens of one block of the key/value cache.
     pub block_tokens: Derived<u32>,
-    /// Whether prefixes are kept for later requests.
+    /// Whether what was computed of prompts is kept for later ones.
     pub prefix_caching: Derived<bool>,
     /// Token limits.
     pub limits: Limits,
+    /// How many times as long as a step without prompts one with prompts may take; 0 when it does not matter.
+    pub max_step_stretch: Derived<f32>,
+    /// What happens when a child dies or hangs.
+    pub recovery: Recovery,
     /// Threads that compute, of all shards together.
     pub cpu_threads: Derived<usize>,
     /// Threads of each shard.
@@ -128,8 +133,10 @@ impl Values {
             shard_count,
             attention: Derived::new("paged", "the only implementation: it runs on every device"),
             block_tokens: Derived::new(PAGED_BLOCK_TOKENS, "the block size of `paged` attention"),
-            prefix_caching: Derived::new(false, "`paged` attention caches no prefixes"),
+            prefix_caching: prefix_caching(args),
             limits: Limits::derive(input),
+            max_step_stretch: Derived::new(args.max_step_stretch, "--max-step-stretch"),
+            recovery: Recovery::derive(input),
             shard_threads: shards::shard_threads(cpu_threads.value, count),
             cpu_threads,
             compute_type: match &variables.compute_type {
@@ -210,6 +217,15 @@ fn quantization(input: PlanInput<'_>) -> Derived<String> {
     }
 }
 
+/// TGI turns it off for models that see, for adapters and where its attention is `paged`. Here whole blocks are kept,
+/// known by their tokens and the adapter that computed them, so none of these is a reason.
+fn prefix_caching(args: &Args) -> Derived<bool> {
+    match args.prefix_caching {
+        Some(wanted) => Derived::new(wanted, "--prefix-caching"),
+        None => Derived::new(true, "blocks are known by their tokens and adapter, and used again"),
+    }
+}
+
 /// Where the API listens. In containers the variable HOSTNAME holds a name, so a name means all addresses; but who says
 /// `localhost` means to stay private.
 fn address(args: &Args) -> (Derived<SocketAddr>, Option<String>) {
@@ -231,6 +247,13 @@ fn address(args: &Args) -> (Derived<SocketAddr>, Option<String>) {
     (Derived::new(SocketAddr::new(ip, args.port), reason), warning)
 }
 
+/// Where the router reports to the launcher.
+pub(super) fn control_socket(input: PlanInput<'_>) -> Result<PathBuf, PlanError> {
+    let path = input.run_dir.join("control");
+    fits(&path, "TMPDIR")?;
+    Ok(path)
+}
+
 fn socket_prefix(input: PlanInput<'_>, shard_count: usize) -> Result<Derived<PathBuf>, PlanError> {
     let (prefix, flag) = match &input.args.shard_uds_path {
         Some(prefix) => (Derived::new(prefix.clone(), "--shard-uds-path"), "--shard-uds-path"),
@@ -239,18 +262,22 @@ fn socket_prefix(input: PlanInput<'_>, shard_count: usize) -> Result<Derived<Pat
         }
     };
     // The last one has the longest number.
-    let path = shards::socket_path(&prefix.value, shard_count - 1);
+    fits(&shards::socket_path(&prefix.value, shard_count - 1), flag)?;
+    Ok(prefix)
+}
+
+/// Errors when the system cannot take a socket's path, which `flag` decides.
+fn fits(path: &Path, flag: &'static str) -> Result<(), PlanError> {
     let bytes = path.as_os_str().as_bytes().len();
     if bytes > SOCKET_PATH_BYTES_MAX {
+        let path = path.to_owned();
         return Err(PlanError::SocketPathTooLong { path, bytes, max: SOCKET_PATH_BYTES_MAX, flag });
     }
-    Ok(prefix)
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::super::testing::{Case, plan, refusal};
     use super::*;
 
@@ -267,12 +294,16 @@ mod tests {
     }
 
     #[test]
-    fn on_the_cpu_attention_is_paged_and_prefixes_are_not_cached() {
+    fn attention_is_paged() {
         let values = plan(&[]).values;
-        assert_eq!(
-            (values.attention.value, values.block_tokens.value, values.prefix_caching.value),
-            ("paged", 16, false)
-        );
+        assert_eq!((values.attention.value, values.block_tokens.value), ("paged", 16));
+    }
+
+    #[test]
+    fn prefixes_are_cached_unless_that_is_turned_off() {
+        let caching = |words| plan(words).values.prefix_caching;
+        assert!(caching(&[]).value && caching(&["--prefix-caching=1"]).value);
+        assert_eq!(caching(&["--prefix-caching=false"]), Derived::new(false, "--prefix-caching"));
     }
 
     #[test]
@@ -306,6 +337,16 @@ mod tests {
             line.contains("has 108 bytes, the system takes 107") && line.contains("--shard-uds-path"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn a_temporary_directory_that_is_too_deep_for_sockets_is_refused_with_its_variable() {
+        let mut case = Case::new(&["--shard-uds-path=/tmp/tgi"]);
+        case.run_dir = PathBuf::from(format!("/{}", "x".repeat(98)));
+        assert_eq!(case.plan().unwrap().control.as_os_str().len(), 107);
+        case.run_dir.set_file_name("x".repeat(99));
+        let line = case.plan().unwrap_err().to_string();
+        assert!(line.contains("has 108 bytes, the system takes 107") && line.contains("TMPDIR"), "{line}");
     }
 
     #[test]

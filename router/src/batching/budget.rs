@@ -23,6 +23,11 @@ pub struct Limits {
     pub prompts: PromptPolicy,
     /// What the shards understand beyond the plain contract.
     pub extensions: Extensions,
+    /// Keys and values of a prompt are kept for others that begin alike, if the prompt is no longer than this.
+    pub shared_prompt_max: TokenCount,
+    /// How many times as long as a pass without prompts one may take in which rows generate and prompts are computed;
+    /// `None` is no limit.
+    pub stretch: Option<f64>,
 }
 
 /// How prompts share passes with rows that run already.
@@ -94,6 +99,18 @@ impl Limits {
         self.extensions.check(&request.sampling)
     }
 
+    /// Whether rows get their blocks step by step, and may have to leave when none are left. Then passes are told to the
+    /// shards row by row. Otherwise rows get all blocks that they may need when they are admitted.
+    pub fn on_demand(&self) -> bool {
+        let Extensions { input_ids, resume, block_grants, .. } = self.extensions;
+        self.prompts == PromptPolicy::Chunked && input_ids && resume && block_grants
+    }
+
+    /// Whether anything is kept for others.
+    pub fn shares(&self) -> bool {
+        self.shared_prompt_max > TokenCount(0)
+    }
+
     /// Most rows that run at once.
     pub(crate) fn rows_max(&self) -> usize {
         self.max_batch_size.map_or(usize::MAX, NonZeroUsize::get)
@@ -111,11 +128,13 @@ pub(super) struct PrefillBudget {
 }
 
 impl PrefillBudget {
-    /// For a pass in which the running rows feed `running` tokens.
-    pub(super) fn new(limits: &Limits, running: TokenCount) -> Self {
+    /// For a pass in which the running rows feed `running` tokens, and which takes `prompts_max` tokens of prompts.
+    pub(super) fn new(limits: &Limits, running: TokenCount, prompts_max: TokenCount) -> Self {
         let total = limits.max_batch_prefill_tokens.0;
         match limits.prompts {
-            PromptPolicy::Chunked => Self { left: TokenCount(total.saturating_sub(running.0)), cuts: true },
+            PromptPolicy::Chunked => {
+                Self { left: TokenCount(total.saturating_sub(running.0)).min(prompts_max), cuts: true }
+            }
             PromptPolicy::Whole { .. } => Self { left: TokenCount(total), cuts: false },
         }
     }
@@ -142,11 +161,9 @@ pub(super) fn continue_prompts<'a>(
     pass_tokens: TokenCount,
 ) {
     let mut left = (pass_tokens.0 as usize).saturating_sub(rows.len().saturating_sub(1)) as u32;
-    for row in rows.rev() {
-        if let Progress::Prompt { remaining, chunk } = row {
-            chunk.0 = remaining.0.min(left).max(1);
-            left = left.saturating_sub(chunk.0);
-        }
+    for row in rows.rev().filter(|row| row.is_input()) {
+        row.next.0 = row.remaining().0.min(left).max(1);
+        left = left.saturating_sub(row.next.0);
     }
 }
 
@@ -160,13 +177,14 @@ mod tests {
     }
 
     fn chunks(remaining: &[u32], pass_tokens: u32) -> Vec<u32> {
-        let row = |&remaining| match remaining {
-            0 => Progress::Output,
-            tokens => Progress::Prompt { remaining: TokenCount(tokens), chunk: TokenCount(0) },
+        let row = |&remaining: &u32| Progress {
+            computed: TokenCount(7),
+            input: TokenCount(7 + remaining),
+            next: TokenCount(1),
         };
         let mut rows: Vec<Progress> = remaining.iter().map(row).collect();
         continue_prompts(rows.iter_mut(), TokenCount(pass_tokens));
-        rows.iter().map(|row| row.tokens_next().0).collect()
+        rows.iter().map(|row| row.next.0).collect()
     }
 
     #[test]

@@ -1,26 +1,35 @@
 //! The output of a step, to each request's own channel.
 
+use proto::units::TokenCount;
 use tokio::sync::mpsc::error::TrySendError;
 
+use super::entry::Entry;
 use super::events::{Event, Finished};
 use super::row::Row;
 use super::scheduler::Ending;
+use super::trial::Standing;
 use crate::shards::Generation;
 
-/// Sends what a row generated in one step. Returns how the row ended, if it did.
-pub(super) fn deliver(row: &Row, generation: Generation) -> Option<Ending> {
+/// Takes in what a row generated in one step, and sends it. Returns how the row ended, if it did.
+pub(super) fn deliver(row: &mut Row, generation: Generation) -> Option<Ending> {
     let Generation { prompt, earlier, newest, end, .. } = generation;
+    let Row { entry, progress, .. } = row;
+    entry.standing = Standing::Clear;
+    entry.tokens.extend(earlier.iter().chain([&newest]).map(|step| step.token.id));
+    // The newest token is fed into the next pass; guesses before it have been in this one.
+    progress.computed = TokenCount(entry.length().0 - 1);
+    progress.next = TokenCount(1);
     let last = match end {
         None => Event::Token(newest),
         Some(end) => {
-            let (queued, started) = (row.queued, row.started);
             let finished = Finished {
                 text: end.text,
                 tokens: end.tokens,
                 reason: end.reason,
                 seed: end.seed,
-                queued,
-                started,
+                queued: entry.queued,
+                started: entry.started.unwrap_or(entry.queued),
+                cached: entry.cached,
             };
             Event::Last(newest, finished)
         }
@@ -29,7 +38,7 @@ pub(super) fn deliver(row: &Row, generation: Generation) -> Option<Ending> {
     let events =
         prompt.map(Event::Prompt).into_iter().chain(earlier.into_iter().map(Event::Token)).chain([last]);
     for event in events {
-        if let Err(ending) = send(row, event) {
+        if let Err(ending) = send(entry, event) {
             return Some(ending);
         }
     }
@@ -37,13 +46,16 @@ pub(super) fn deliver(row: &Row, generation: Generation) -> Option<Ending> {
 }
 
 /// Never waits: a slow client must not stop the others.
-fn send(row: &Row, event: Event) -> Result<(), Ending> {
-    match row.events.try_send(Ok(event)) {
+fn send(entry: &Entry, event: Event) -> Result<(), Ending> {
+    match entry.events.try_send(Ok(event)) {
         Ok(()) => Ok(()),
         Err(TrySendError::Closed(_)) => Err(Ending::Cancelled),
         Err(TrySendError::Full(_)) => {
             // The channel holds as many events as the request may have tokens, so the shard sent more than that.
-            tracing::error!(request_id = row.id.0, "more tokens than were asked for: the request is dropped");
+            tracing::error!(
+                request_id = entry.id.0,
+                "more tokens than were asked for: the request is dropped"
+            );
             Err(Ending::Cancelled)
         }
     }

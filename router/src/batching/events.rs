@@ -63,6 +63,8 @@ pub struct Finished {
     pub queued: Instant,
     /// When it entered a batch.
     pub started: Instant,
+    /// Prompt tokens whose keys and values were found in the cache when it entered a batch first.
+    pub cached: TokenCount,
 }
 
 /// One event of a request's stream. A stream is: at most one `Prompt`, then `Token`s, then one `Last`; or it ends early

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::plan::{StepKind, StepPlan};
-use super::scheduler::Load;
+use super::scheduler::{Load, Tally};
 use crate::metrics::Metrics;
 use crate::shards::{ShardError, StepOutput, Timings};
 
@@ -58,9 +58,18 @@ impl Meter {
         }
     }
 
+    /// The shards were started again.
+    pub(super) fn restarted(&self) {
+        self.metrics.shard_restarted();
+    }
+
     /// Tokens are out, ended rows are retired.
-    pub(super) fn delivered(&mut self, load: &Load, inbox: usize) {
+    pub(super) fn delivered(&mut self, load: &Load, tally: Tally, inbox: usize) {
         self.metrics.load(load, inbox);
+        let Tally { preempted, prompt_tokens, cached_tokens } = tally;
+        self.metrics.preempted(preempted);
+        self.metrics.prompts_cached(cached_tokens, prompt_tokens);
+        self.metrics.blocks_cached(load.cached);
         let Some(Step { kind, sent, answered: Some((answered, timings)) }) = self.step.take() else { return };
         let filter: Duration = timings.drops + answered.elapsed();
         self.metrics.step_done(kind, sent.elapsed(), filter, &timings);

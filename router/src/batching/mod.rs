@@ -1,12 +1,13 @@
 //! One task that owns the queue, the blocks and the running batch.
 //!
 //! - `mod.rs`: the [`Batcher`] handle, and the loop.
-//! - [`scheduler`]: who runs next: refill, plan, apply, fail.
+//! - [`scheduler`]: who runs next: refill, plan, apply, and what becomes of a step that failed.
+//! - `admission`: waiting requests enter the batch; `grants`: what running ones get for a step, and who has to leave.
 //! - [`plan`]: what one step does.
-//! - `queue`: waiting requests, in order, cancelled ones skipped.
-//! - `row`: a running request and how far its prompt got.
-//! - [`budget`]: token arithmetic: what fits, how to cut a long prompt.
-//! - `turns`: when new prompts may join running rows.
+//! - `entry`: a request from arrival to end, and its rank; `queue`: those that wait; `row`: one that runs.
+//! - [`budget`]: token arithmetic: what fits, how to cut a long prompt; `pace`: how much of one beside running rows.
+//! - `turns`: when new prompts may join running rows, and whose turn it is; `trial`: who may have made the shards fail.
+//! - `recovery`: from the end of the shards to their return.
 //! - `dispatch`: step output, to each request's own channel.
 //! - [`events`]: what a request hears.
 //! - `meter`: the loop, seen by the metrics.
@@ -19,18 +20,26 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc};
 
 use self::meter::Meter;
+use self::recovery::{farewell, recover};
+use crate::availability::Availability;
 use crate::metrics::Metrics;
 use crate::request::ValidRequest;
 use crate::shards::{ShardError, Shards};
 
+mod admission;
 pub mod budget;
 mod dispatch;
+mod entry;
 pub mod events;
+mod grants;
 mod meter;
+mod pace;
 pub mod plan;
 mod queue;
+mod recovery;
 mod row;
 pub mod scheduler;
+mod trial;
 mod turns;
 
 #[cfg(test)]
@@ -38,8 +47,8 @@ mod tests;
 
 pub use budget::{Capacity, Limits, PromptPolicy};
 pub use events::{Event, FinishReason, Finished, PromptToken, Step, Token};
-pub use plan::{Admission, JoinReason, NewBatch, StepKind, StepPlan};
-pub use scheduler::{Load, Scheduler};
+pub use plan::{Admission, Grant, JoinReason, NewBatch, StepKind, StepPlan};
+pub use scheduler::{Load, Scheduler, Tally};
 
 /// A request on its way into the queue.
 #[derive(Debug)]
@@ -79,12 +88,12 @@ impl Batcher {
     /// Starts the task that owns the queue, the blocks and the running batch.
     ///
     /// It ends once every handle is dropped and every request has ended. Must be called inside a tokio runtime.
-    pub fn start(shards: impl Shards, limits: Limits, metrics: Metrics) -> Self {
+    pub fn start(shards: impl Shards, limits: Limits, metrics: Metrics, availability: Availability) -> Self {
         metrics.capacity(limits.capacity.usable());
         // As deep as the admission limit, so that whoever holds a permit finds room, except behind requests whose clients
         // have left: these stay here until the step under way ends, and the handler waits as long.
         let (inbox, mail) = mpsc::channel(limits.max_concurrent_requests.clamp(1, Semaphore::MAX_PERMITS));
-        tokio::spawn(run(mail, shards, Scheduler::new(limits), Meter::new(metrics.clone())));
+        tokio::spawn(run(mail, shards, Scheduler::new(limits), Meter::new(metrics.clone()), availability));
         Self { inbox, metrics }
     }
 
@@ -114,6 +123,7 @@ async fn run(
     mut shards: impl Shards,
     mut scheduler: Scheduler,
     mut meter: Meter,
+    availability: Availability,
 ) {
     // Take what has arrived; sleep only when idle.
     while scheduler.refill(&mut mail).await {
@@ -123,8 +133,19 @@ async fn run(
         meter.answered(&answer);
         match answer {
             Ok(output) => scheduler.apply(output), // tokens out, blocks of finished requests back
-            Err(error) => scheduler.fail(&error),  // every request the step touched is told
+            Err(error) if error.is_refusal() && scheduler.refuse(&error) => {} // the new ones are told
+            Err(error) if scheduler.survives() => {
+                // Everybody goes on when the shards are back.
+                availability.recovering(&error.to_string());
+                if let Err(error) = recover(&mut shards, &mut scheduler, &mut mail, &error).await {
+                    availability.failed(&error.to_string());
+                    return farewell(&mut mail, &error).await;
+                }
+                availability.serving();
+                meter.restarted();
+            }
+            Err(error) => scheduler.fail(&error), // every request the step touched is told
         }
-        meter.delivered(&scheduler.load(), mail.len());
+        meter.delivered(&scheduler.load(), scheduler.take_tally(), mail.len());
     }
 }

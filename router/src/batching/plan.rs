@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proto::units::{BatchId, BlockId, BlockSize, RequestId, SlotIndex, TokenCount};
+use proto::units::{BatchId, BlockId, BlockSize, RequestId, SlotIndex, TokenCount, TokenId};
 
 use crate::request::ValidRequest;
 
@@ -16,6 +16,20 @@ pub struct StepPlan {
     pub batch: Option<NewBatch>,
     /// Whether the rows that run already take part: each feeds its newest token, or the next piece of its prompt.
     pub continues: bool,
+    /// What rows that run already get for this pass; those that are not named feed what is left, which is the next token of
+    /// a row that generates.
+    pub grants: Vec<Grant>,
+}
+
+/// What a running row gets for a pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The row.
+    pub id: RequestId,
+    /// Blocks behind those it has, in position order.
+    pub blocks: Vec<BlockId>,
+    /// Tokens it feeds, 0 to sit the pass out; `None` is the next token of a row that generates.
+    pub tokens: Option<TokenCount>,
 }
 
 /// Rows that join the running ones. Never empty.
@@ -23,7 +37,7 @@ pub struct StepPlan {
 pub struct NewBatch {
     /// Counts from 0.
     pub id: BatchId,
-    /// In order of arrival.
+    /// In the order in which they are served.
     pub admissions: Vec<Admission>,
     /// What let them in while others run; `None` if nothing runs.
     pub joins: Option<JoinReason>,
@@ -36,13 +50,15 @@ pub struct Admission {
     pub id: RequestId,
     /// What to generate.
     pub request: Arc<ValidRequest>,
-    /// Cache blocks for `reach` tokens, in position order.
+    /// What it has generated before it had to leave; the pass feeds this behind the prompt.
+    pub generated: Vec<TokenId>,
+    /// Cache blocks, in position order.
     pub blocks: Vec<BlockId>,
-    /// Tokens whose keys and values the request may store.
-    pub reach: TokenCount,
-    /// Leading prompt tokens whose keys and values are in the blocks already.
+    /// Tokens that the blocks are for, if that is all it will ever get; `None` if more is granted when it is needed.
+    pub reach: Option<TokenCount>,
+    /// Leading tokens whose keys and values are in the blocks already.
     pub cached: TokenCount,
-    /// Prompt tokens to compute in this pass, at least one; the shards continue an unfinished prompt by themselves.
+    /// Tokens to compute in this pass, at least one.
     pub chunk: TokenCount,
 }
 
@@ -84,13 +100,19 @@ impl StepPlan {
 }
 
 impl Admission {
-    /// The cache slot of each position the request may reach.
+    /// The cache slot of each position that the blocks are for.
     pub fn slots(&self, block_size: BlockSize) -> impl Iterator<Item = SlotIndex> {
-        self.blocks.iter().flat_map(move |block| block.slots(block_size)).take(self.reach.0 as usize)
+        let reach = self.reach.map_or(usize::MAX, |tokens| tokens.0 as usize);
+        self.blocks.iter().flat_map(move |block| block.slots(block_size)).take(reach)
     }
 
-    /// Whether prompt tokens are left after the first chunk.
+    /// Tokens it comes with: those of the prompt, and those generated before.
+    pub fn length(&self) -> TokenCount {
+        TokenCount(self.request.prompt.length().0 + self.generated.len() as u32)
+    }
+
+    /// Whether tokens are left after the first chunk.
     pub fn is_cut(&self) -> bool {
-        self.cached.0 + self.chunk.0 < self.request.prompt.length().0
+        self.cached.0 + self.chunk.0 < self.length().0
     }
 }

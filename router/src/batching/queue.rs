@@ -1,53 +1,62 @@
-//! Requests that wait for a place in the batch, in order of arrival.
+//! Requests that wait for a place in the batch, in the order in which they are to be served.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use proto::units::RequestId;
-use tokio::sync::mpsc;
-
-use super::events::Event;
-use crate::request::ValidRequest;
+use super::entry::{Departure, Entry, Rank};
 use crate::shards::ShardError;
 
-/// A request that waits.
-#[derive(Debug)]
-pub(super) struct Queued {
-    pub(super) id: RequestId,
-    pub(super) request: Arc<ValidRequest>,
-    pub(super) events: mpsc::Sender<Result<Event, ShardError>>,
-    pub(super) queued: Instant,
-}
-
-/// First in, first out. Whoever left is skipped.
+/// Those that wait.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    waiting: VecDeque<Queued>,
+    waiting: BTreeMap<Rank, Entry>,
 }
 
 impl Queue {
-    pub(super) fn push(&mut self, entry: Queued) {
-        self.waiting.push_back(entry);
+    /// Puts a request where it belongs, be it new or back from the batch.
+    pub(super) fn push(&mut self, entry: Entry) {
+        self.waiting.insert(entry.rank(), entry);
     }
 
-    /// Returns an entry that was taken but could not start to the front.
-    pub(super) fn put_back(&mut self, entry: Queued) {
-        self.waiting.push_front(entry);
+    /// In order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Rank, &Entry)> {
+        self.waiting.iter().map(|(rank, entry)| (*rank, entry))
     }
 
-    /// The oldest entry.
-    pub(super) fn front(&self) -> Option<&Queued> {
-        self.waiting.front()
+    pub(super) fn take(&mut self, rank: Rank) -> Option<Entry> {
+        self.waiting.remove(&rank)
     }
 
-    pub(super) fn pop(&mut self) -> Option<Queued> {
-        self.waiting.pop_front()
+    /// Counts for each of these that somebody came before it.
+    pub(super) fn note_overtaken(&mut self, ranks: &[Rank]) {
+        for rank in ranks {
+            if let Some(entry) = self.waiting.get_mut(rank) {
+                entry.overtaken += 1;
+            }
+        }
     }
 
-    /// Forgets those whose client left, wherever they stand: behind a blocked front they would pile up.
-    pub(super) fn drop_departed(&mut self) {
-        self.waiting.retain(|entry| !entry.events.is_closed());
+    /// Forgets those whose client left, wherever they stand, and ends those whose time is over.
+    pub(super) fn drop_departed(&mut self, now: Instant) {
+        self.waiting.retain(|_, entry| match entry.is_over(now) {
+            None => true,
+            Some(Departure::Left) => false,
+            Some(Departure::Late(after)) => {
+                entry.fail(ShardError::Deadline(after));
+                false
+            }
+        });
+    }
+
+    /// Ends those for which there is an error.
+    pub(super) fn fail_where(&mut self, mut why: impl FnMut(&Entry) -> Option<ShardError>) {
+        self.waiting.retain(|_, entry| match why(entry) {
+            None => true,
+            Some(error) => {
+                entry.fail(error);
+                false
+            }
+        });
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,77 +1,83 @@
 //! A running request: what it is, what it holds, how far it got.
 
-use std::sync::Arc;
-use std::time::Instant;
+use proto::units::TokenCount;
 
-use proto::units::{RequestId, TokenCount};
-use tokio::sync::mpsc;
-
-use super::events::Event;
-use super::plan::Admission;
-use super::queue::Queued;
+use super::entry::Entry;
+use super::plan::{Admission, Grant};
 use crate::cache::BlockLease;
-use crate::request::ValidRequest;
-use crate::shards::ShardError;
 
 /// A request that has a place in the batch.
 #[derive(Debug)]
 pub(super) struct Row {
-    pub(super) id: RequestId,
-    pub(super) request: Arc<ValidRequest>,
-    pub(super) events: mpsc::Sender<Result<Event, ShardError>>,
-    pub(super) queued: Instant,
-    pub(super) started: Instant,
+    pub(super) entry: Entry,
     pub(super) lease: BlockLease,
-    /// Tokens the lease is for.
-    pub(super) reach: TokenCount,
+    /// Blocks of the lease that the shards know of.
+    pub(super) told: usize,
+    /// Whether others may use what it computes.
+    pub(super) shares: bool,
     pub(super) progress: Progress,
 }
 
-/// How far a row got. The shards keep the same account.
+/// How far a row got, in tokens. The shards keep the same account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
-    /// Prompt tokens are still to be computed: `chunk` of the `remaining` ones in the next pass.
-    Prompt { remaining: TokenCount, chunk: TokenCount },
-    /// The prompt is complete; every pass yields at least one token.
-    Output,
+pub(super) struct Progress {
+    /// Tokens whose keys and values are stored.
+    pub(super) computed: TokenCount,
+    /// Tokens that it came with; once they are computed, every pass yields at least one more.
+    pub(super) input: TokenCount,
+    /// Tokens it feeds into its next pass; 0 if it sits that out.
+    pub(super) next: TokenCount,
 }
 
 impl Progress {
-    /// Tokens the row feeds into its next pass.
-    pub(super) fn tokens_next(self) -> TokenCount {
-        match self {
-            Self::Prompt { chunk, .. } => chunk,
-            Self::Output => TokenCount(1),
-        }
+    /// Whether tokens that it came with are still to be computed.
+    pub(super) fn is_input(self) -> bool {
+        self.computed < self.input
+    }
+
+    /// How many.
+    pub(super) fn remaining(self) -> TokenCount {
+        TokenCount(self.input.0.saturating_sub(self.computed.0))
     }
 
     /// The row took part in a pass.
     pub(super) fn advance(&mut self) {
-        if let Self::Prompt { remaining, chunk } = self {
-            remaining.0 -= chunk.0;
-            if remaining.0 == 0 {
-                *self = Self::Output;
-            }
-        }
+        self.computed.0 += self.next.0;
     }
 }
 
 impl Row {
-    /// The request as its first pass needs it.
-    pub(super) fn admission(&self) -> Admission {
+    /// The request as its first pass needs it; `reach` as in [`Admission`].
+    pub(super) fn admission(&self, reach: Option<TokenCount>) -> Admission {
+        let prompt = self.entry.request.prompt.ids.len();
         Admission {
-            id: self.id,
-            request: Arc::clone(&self.request),
+            id: self.entry.id,
+            request: self.entry.request.clone(),
+            generated: self.entry.tokens[prompt..].to_vec(),
             blocks: self.lease.blocks().to_vec(),
-            reach: self.reach,
-            cached: TokenCount(0),
-            chunk: self.progress.tokens_next(),
+            reach,
+            cached: self.progress.computed,
+            chunk: self.progress.next,
         }
     }
 
-    /// Back to the queue, for a row that has not computed anything: its entry there, and the lease to be released.
-    pub(super) fn into_queued(self) -> (Queued, BlockLease) {
-        let Self { id, request, events, queued, lease, .. } = self;
-        (Queued { id, request, events, queued }, lease)
+    /// What it gets for its next pass, if that has to be said.
+    pub(super) fn grant(&self) -> Option<Grant> {
+        let tokens = (self.progress.is_input() || self.progress.next.0 == 0).then_some(self.progress.next);
+        let blocks = &self.lease.blocks()[self.told..];
+        if tokens.is_none() && blocks.is_empty() {
+            return None;
+        }
+        Some(Grant { id: self.entry.id, blocks: blocks.to_vec(), tokens })
+    }
+
+    /// Whether everything that it has is computed, so that a pass should have given it a token.
+    pub(super) fn is_owed_a_token(&self) -> bool {
+        self.progress.next.0 > 0 && self.progress.computed >= self.entry.length()
+    }
+
+    /// Tokens the lease has to reach for the next pass of a row that generates.
+    pub(super) fn reach_next(&self) -> TokenCount {
+        self.entry.length()
     }
 }

@@ -12,6 +12,17 @@ pub(super) struct Turns {
     policy: PromptPolicy,
     /// Steps since the last admission, that one included.
     waited: u32,
+    /// Who had the last pass.
+    company: Company,
+}
+
+/// Who takes part in a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Company {
+    /// All but those that are tried.
+    Others,
+    /// One that is tried.
+    Tried,
 }
 
 /// A step that may admit.
@@ -25,7 +36,7 @@ pub(super) struct Opening {
 
 impl Turns {
     pub(super) fn new(policy: PromptPolicy) -> Self {
-        Self { policy, waited: 0 }
+        Self { policy, waited: 0, company: Company::Others }
     }
 
     /// Whether rows may be admitted while `running` rows run.
@@ -45,6 +56,15 @@ impl Turns {
                 Some(Opening { at_least: worth_it.max(1), reason: Some(JoinReason::Backpressure) })
             }
         }
+    }
+
+    /// Whose turn it is when requests are `tried`, and `others` are there, too.
+    pub(super) fn company(&mut self, tried: bool, others: bool) -> Company {
+        self.company = match (tried, others, self.company) {
+            (false, ..) | (true, true, Company::Tried) => Company::Others,
+            (true, false, _) | (true, true, Company::Others) => Company::Tried,
+        };
+        self.company
     }
 
     /// A step was planned.

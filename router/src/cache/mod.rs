@@ -1,7 +1,13 @@
-//! The key/value cache as the router sees it: numbers of blocks, and who holds them. The tensors are the shard's.
+//! The key/value cache, as the router accounts for it: which blocks are free, which are held by rows, and which are kept
+//! because their keys and values may be needed again. The blocks themselves are on the shards.
 //!
-//! - [`blocks`]: the free list, and leases that must be given back.
+//! - `blocks.rs`: [`BlockCache`] and the leases on its blocks.
+//! - `prefix.rs`: the tree of blocks by the tokens in them.
 
-pub mod blocks;
+mod blocks;
+mod prefix;
 
-pub use blocks::{BlockLease, BlockPool};
+#[cfg(test)]
+mod tests;
+
+pub use blocks::{BlockCache, BlockLease, IntegrityError};

@@ -74,8 +74,7 @@ async fn read(request: Request, limit: usize) -> Result<Vec<u8>, BodyError> {
         let piece = piece.map_err(BodyError::Unreadable)?;
         if piece.len() > limit - body.len() {
             drop(body);
-            // Failing to read what is thrown away changes nothing.
-            let _ = tokio::time::timeout(DRAIN_TIME_MAX, drain(pieces)).await;
+            drain(pieces).await;
             return Err(BodyError::TooLarge { limit });
         }
         body.extend_from_slice(&piece);
@@ -83,14 +82,23 @@ async fn read(request: Request, limit: usize) -> Result<Vec<u8>, BodyError> {
     Ok(body)
 }
 
+/// Reads and drops a body that nobody wants, as far as that takes neither long nor much.
+pub(super) async fn discard(body: Body) {
+    drain(body.into_data_stream()).await;
+}
+
 async fn drain(mut pieces: BodyDataStream) {
-    let mut left = DRAIN_BYTES_MAX;
-    while let Some(Ok(piece)) = pieces.next().await {
-        match left.checked_sub(piece.len()) {
-            Some(rest) => left = rest,
-            None => return,
+    let all = async {
+        let mut left = DRAIN_BYTES_MAX;
+        while let Some(Ok(piece)) = pieces.next().await {
+            match left.checked_sub(piece.len()) {
+                Some(rest) => left = rest,
+                None => return,
+            }
         }
-    }
+    };
+    // Failing to read what is thrown away changes nothing.
+    let _ = tokio::time::timeout(DRAIN_TIME_MAX, all).await;
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BodyError> {

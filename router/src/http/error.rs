@@ -5,13 +5,21 @@ use std::any::Any;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
+use http::header::{HeaderValue, RETRY_AFTER};
 use serde::Serialize;
 use serde_json::json;
 
 use super::body::BodyError;
 use crate::adapters::AdapterError;
+use crate::availability::Unavailable;
 use crate::infer::InferError;
 use crate::request::params::Dialect;
+use crate::request::terms::TermsError;
+use crate::shards::ShardError;
+
+/// Seconds after which it makes sense to ask again. Places become free at any time, and who balances the load of several
+/// servers has another one at once.
+const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 /// A failed request: a status and the body `{"error", "error_type"}`, the same on every route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +54,17 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = Body { error: &self.message, error_type: self.error_type };
-        (self.status, Json(body)).into_response()
+        answer(self.status, body)
     }
+}
+
+/// What is refused for the moment says when to come again.
+fn answer(status: StatusCode, body: impl Serialize) -> Response {
+    let mut response = (status, Json(body)).into_response();
+    if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
+    }
+    response
 }
 
 impl From<InferError> for ApiError {
@@ -55,7 +72,7 @@ impl From<InferError> for ApiError {
         let (status, error_type) = match &error {
             InferError::Validation(_) => (StatusCode::UNPROCESSABLE_ENTITY, "validation"),
             InferError::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
-            InferError::Shard(_) => (StatusCode::FAILED_DEPENDENCY, "generation"),
+            InferError::Shard(error) => shard(error),
             InferError::Stopped(_) | InferError::ShuttingDown => {
                 (StatusCode::SERVICE_UNAVAILABLE, "generation")
             }
@@ -65,6 +82,43 @@ impl From<InferError> for ApiError {
             InferError::UnknownAdapter(_) => (StatusCode::NOT_FOUND, "adapter_not_found"),
         };
         Self { status, error_type, message: error.to_string() }
+    }
+}
+
+/// What became of a request behind the batcher's door.
+fn shard(error: &ShardError) -> (StatusCode, &'static str) {
+    match error {
+        ShardError::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+        ShardError::Abandoned(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        ShardError::Poisonous(_) => (StatusCode::INTERNAL_SERVER_ERROR, "poisonous_request"),
+        ShardError::Connection(_)
+        | ShardError::Server(_)
+        | ShardError::Refused(_)
+        | ShardError::Hung(_)
+        | ShardError::Request(_)
+        | ShardError::Empty
+        | ShardError::Answer(_)
+        | ShardError::Capacity { .. }
+        | ShardError::Prompt { .. }
+        | ShardError::Unsupported(_) => (StatusCode::FAILED_DEPENDENCY, "generation"),
+    }
+}
+
+impl From<Unavailable> for ApiError {
+    fn from(error: Unavailable) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self { status, error_type: "unavailable", message: error.to_string() }
+    }
+}
+
+impl From<TermsError> for ApiError {
+    fn from(error: TermsError) -> Self {
+        // As of a body: what cannot be read is told from what does not fit.
+        let status = match &error {
+            TermsError::NoNumber { .. } => StatusCode::BAD_REQUEST,
+            TermsError::Range { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self { status, error_type: "validation", message: error.to_string() }
     }
 }
 
@@ -100,10 +154,13 @@ impl From<BodyError> for ApiError {
     }
 }
 
-/// The health check has failed; probes read the status, people the reason.
-pub(super) fn unhealthy(reason: &str) -> Response {
-    let body = json!({ "error": "unhealthy", "error_type": "healthcheck", "reason": reason });
-    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+/// Answer of the health check: probes read the status code, programs `status`, people the reason.
+pub(super) fn health(health: Result<(), Unavailable>) -> Response {
+    let Err(Unavailable { status, reason }) = health else { return StatusCode::OK.into_response() };
+    let body = json!({
+        "error": "unhealthy", "error_type": "healthcheck", "status": status.to_string(), "reason": reason,
+    });
+    answer(StatusCode::SERVICE_UNAVAILABLE, body)
 }
 
 /// The API key is missing or wrong.
@@ -126,12 +183,13 @@ pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::adapters::Adapters;
     use crate::batching::Stopped;
     use crate::chat::template::TemplateError;
     use crate::request::validate::ValidationError;
-    use crate::shards::ShardError;
 
     #[track_caller]
     fn check(error: impl Into<ApiError>, status: u16, error_type: &str, message: &str) {
@@ -147,6 +205,16 @@ mod tests {
         check(InferError::Overloaded, 429, "overloaded", "Model is overloaded");
         let shard = InferError::Shard(ShardError::Server("oops".to_owned()));
         check(shard, 424, "generation", "Request failed during generation: Server error: oops");
+        let deadline = InferError::Shard(ShardError::Deadline(Duration::from_millis(1500)));
+        let late =
+            "Request failed during generation: the request did not end within the 1.5 s that it was given";
+        check(deadline, 504, "timeout", late);
+        let abandoned = InferError::Shard(ShardError::Abandoned("gone".to_owned()));
+        let gone = "Request failed during generation: the model server has failed for good: gone";
+        check(abandoned, 503, "unavailable", gone);
+        let poisonous = InferError::Shard(ShardError::Poisonous("dead".to_owned()));
+        let dead = "Request failed during generation: the model server failed twice while it computed this request: dead";
+        check(poisonous, 500, "poisonous_request", dead);
         let stopped = "Request failed during generation: the batcher has stopped";
         check(InferError::Stopped(Stopped), 503, "generation", stopped);
         check(InferError::Incomplete, 500, "incomplete_generation", "Incomplete generation");
@@ -160,12 +228,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_refused_for_the_moment_says_when_to_come_again() {
+        let retry = |error: InferError| {
+            let response = ApiError::from(error).into_response();
+            response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(retry(InferError::Overloaded).as_deref(), Some("1"));
+        assert_eq!(retry(InferError::ShuttingDown).as_deref(), Some("1"));
+        assert_eq!(retry(InferError::Incomplete), None);
+    }
+
+    #[test]
     fn events_have_the_shape_of_their_api() {
         let error = ApiError::from(InferError::Overloaded);
         let native = json!({"error": "Model is overloaded", "error_type": "overloaded"});
         assert_eq!(error.event(Dialect::Native), native);
         let openai = json!({"error": {"message": "Model is overloaded", "http_status_code": 429}});
         assert_eq!(error.event(Dialect::OpenAi), openai);
+        let late = ApiError::from(InferError::Shard(ShardError::Deadline(Duration::from_secs(2))));
+        assert_eq!(late.event(Dialect::OpenAi)["error"]["http_status_code"], 504);
+        assert_eq!(late.event(Dialect::Native)["error_type"], "timeout");
         let incomplete = ApiError::from(InferError::Incomplete).event(Dialect::Native);
         assert_eq!(incomplete["error_type"], "incomplete_generation_stream");
     }

@@ -14,56 +14,63 @@ use super::body::Json;
 use super::error::ApiError;
 use super::headers::{self, Summary};
 use super::native::{BestOfSequence, Details, GenerateResponse, StreamDetails, StreamResponse};
+use super::terms::Headers;
 use super::{App, sse};
 use crate::batching::Event;
 use crate::infer::{Generating, Generation, Request};
 use crate::request::native::{GenerateRequest, Presentation};
 use crate::request::params::Dialect;
+use crate::request::terms::Terms;
 
 pub(super) async fn generate(
     State(app): State<Arc<App>>,
+    Headers(terms): Headers,
     Json(request): Json<GenerateRequest>,
 ) -> Result<Response, ApiError> {
-    let (summary, body) = whole(&app, request, false).await?;
+    let (summary, body) = whole(&app, request, terms, false).await?;
     Ok((headers::whole(&app.compute_type, &summary), axum::Json(body)).into_response())
 }
 
 pub(super) async fn generate_stream(
     State(app): State<Arc<App>>,
+    Headers(terms): Headers,
     Json(request): Json<GenerateRequest>,
 ) -> Result<Response, ApiError> {
-    streamed(&app, request, false).await
+    streamed(&app, request, terms, false).await
 }
 
 /// As the hub's own inference service: the prompt comes back with the text unless the client or the kind of model says
 /// otherwise, and a plain answer is a list of one.
 pub(super) async fn root(
     State(app): State<Arc<App>>,
+    Headers(terms): Headers,
     Json(request): Json<GenerateRequest>,
 ) -> Result<Response, ApiError> {
     let full_text = app.info.continues_text();
     if request.stream {
-        return streamed(&app, request, full_text).await;
+        return streamed(&app, request, terms, full_text).await;
     }
-    let (summary, body) = whole(&app, request, full_text).await?;
+    let (summary, body) = whole(&app, request, terms, full_text).await?;
     Ok((headers::whole(&app.compute_type, &summary), axum::Json([body])).into_response())
 }
 
 async fn whole(
     app: &App,
     request: GenerateRequest,
+    terms: Terms,
     full_text: bool,
 ) -> Result<(Summary, GenerateResponse), ApiError> {
     let received = Instant::now();
     let (inputs, params, presentation) = request.split();
     let characters = inputs.chars().count();
     let prefix = prefix(&inputs, presentation, full_text);
-    let request = Request { id: Uuid::new_v4(), received, inputs, params, streamed: false };
+    let request = Request { id: Uuid::new_v4(), received, inputs, params, terms, streamed: false };
     let mut generations = app.infer.generate(request).await?.into_iter();
     let best = generations.next().expect("a request has at least one sequence");
     let summary = Summary {
         characters,
         prompt_tokens: best.prompt_tokens.0,
+        cached_tokens: best.finished.cached.0,
         generated_tokens: best.finished.tokens.0,
         timings: best.timings,
     };
@@ -79,12 +86,17 @@ async fn whole(
     Ok((summary, GenerateResponse { generated_text, details }))
 }
 
-async fn streamed(app: &App, request: GenerateRequest, full_text: bool) -> Result<Response, ApiError> {
+async fn streamed(
+    app: &App,
+    request: GenerateRequest,
+    terms: Terms,
+    full_text: bool,
+) -> Result<Response, ApiError> {
     let received = Instant::now();
     let (inputs, params, presentation) = request.split();
     let headers = headers::streamed(&app.compute_type, inputs.chars().count());
     let prefix = prefix(&inputs, presentation, full_text);
-    let request = Request { id: Uuid::new_v4(), received, inputs, params, streamed: true };
+    let request = Request { id: Uuid::new_v4(), received, inputs, params, terms, streamed: true };
     let mut sequences = app.infer.start(request).await?;
     let sequence = sequences.pop().expect("a streamed request has one sequence");
     sse::respond(frames(sequence, prefix, presentation.details), Dialect::Native, headers).await

@@ -1,9 +1,10 @@
 //! The route table and the layer stack.
 //!
-//! - `body.rs`: JSON in; `error.rs`: errors out, the only place with status codes; `auth.rs`: the API-key layer.
+//! - `body.rs`: JSON in; `error.rs`: errors out, the only place with status codes.
+//! - `gate.rs`: who is let in, and when; `auth.rs`: the API-key layer.
 //! - `generate.rs`, `native.rs`: the native routes and their answers; `openai/`: OpenAI's.
 //! - `tokenize.rs`; `status.rs`: health, info, metrics; `adapters.rs`: adapters come and go.
-//! - `sse.rs`, `headers.rs`: how answers leave.
+//! - `terms.rs`, `headers.rs`: what headers say, of requests and of answers; `sse.rs`: how streams leave.
 //!
 //! What is absent: decisions. Handlers translate between JSON and the core's types.
 
@@ -15,31 +16,36 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use http::Method;
 use http::header::{
-    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_TYPE, HeaderValue,
-    ORIGIN,
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_TYPE, HeaderName,
+    HeaderValue, ORIGIN,
 };
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::trace::TraceLayer;
 
 pub(crate) use self::auth::ApiKey;
-pub(crate) use self::status::{HealthProbe, Info};
+pub(crate) use self::gate::Gate;
+pub(crate) use self::status::Info;
 use crate::adapters::Adapters;
+use crate::availability::Availability;
 use crate::chat::template::ChatTemplate;
 use crate::infer::Infer;
 use crate::metrics::Metrics;
+use crate::request::terms::{PRIORITY, TIMEOUT};
 use crate::text::Tokenizer;
 
 mod adapters;
 mod auth;
 mod body;
 mod error;
+mod gate;
 mod generate;
 mod headers;
 mod native;
 mod openai;
 mod sse;
 mod status;
+mod terms;
 mod tokenize;
 
 #[cfg(test)]
@@ -55,7 +61,7 @@ pub(crate) struct App {
     pub(crate) template: ChatTemplate,
     pub(crate) adapters: Adapters,
     pub(crate) metrics: Metrics,
-    pub(crate) health: HealthProbe,
+    pub(crate) availability: Availability,
     pub(crate) info: Info,
     /// Value of `x-compute-type`.
     pub(crate) compute_type: HeaderValue,
@@ -82,7 +88,8 @@ pub(crate) fn router(app: Arc<App>, access: &Access) -> Router {
         .route("/chat_tokenize", post(tokenize::chat_tokenize))
         .route("/v1/chat/completions", post(openai::chat::chat_completions))
         .route("/v1/load_lora_adapter", post(adapters::load))
-        .route("/v1/unload_lora_adapter", post(adapters::unload));
+        .route("/v1/unload_lora_adapter", post(adapters::unload))
+        .route_layer(from_fn_with_state(app.availability.clone(), gate::admit));
     if let Some(key) = &access.api_key {
         protected = protected.route_layer(from_fn_with_state(key.clone(), auth::require_key));
     }
@@ -118,7 +125,12 @@ fn cors(access: &Access) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(origins)
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([CONTENT_TYPE, AUTHORIZATION])
+        .allow_headers([
+            CONTENT_TYPE,
+            AUTHORIZATION,
+            HeaderName::from_static(PRIORITY),
+            HeaderName::from_static(TIMEOUT),
+        ])
         // On every answer, as TGI has it, so that no cache mixes up origins.
         .vary([ORIGIN, ACCESS_CONTROL_REQUEST_METHOD, ACCESS_CONTROL_REQUEST_HEADERS])
 }

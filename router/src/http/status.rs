@@ -1,37 +1,15 @@
 //! What operators ask: health, served model and limits, metrics.
 
-use std::fmt;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use futures::future::BoxFuture;
-use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use serde::Serialize;
 
 use super::{App, error};
-use crate::shards::ShardError;
-
-/// Asks the shards whether steps can be made. The question ends by itself, and soon.
-#[derive(Clone)]
-pub(crate) struct HealthProbe(Arc<dyn Fn() -> BoxFuture<'static, Result<(), ShardError>> + Send + Sync>);
-
-impl HealthProbe {
-    pub(crate) fn new<F>(ask: impl Fn() -> F + Send + Sync + 'static) -> Self
-    where
-        F: Future<Output = Result<(), ShardError>> + Send + 'static,
-    {
-        Self(Arc::new(move || Box::pin(ask())))
-    }
-}
-
-impl fmt::Debug for HealthProbe {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("HealthProbe")
-    }
-}
+use crate::availability::Unavailable;
 
 /// Answer of `/info`.
 #[derive(Clone, Debug, Serialize)]
@@ -68,19 +46,12 @@ pub(super) async fn info(State(app): State<Arc<App>>) -> Json<Info> {
     Json(app.info.clone())
 }
 
-/// Takes no permit: the answer is the same under overload.
+/// Takes no permit and asks nobody: the answer comes at once, under overload too.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
-    let healthy = match app.infer.is_alive() {
-        true => (app.health.0)().await.map_err(|error| error.to_string()),
-        false => Err("the batcher has stopped".to_owned()),
-    };
-    match healthy {
-        Ok(()) => StatusCode::OK.into_response(),
-        Err(reason) => {
-            tracing::error!(reason, "unhealthy");
-            error::unhealthy(&reason)
-        }
-    }
+    error::health(match app.infer.is_alive() {
+        true => app.availability.check(),
+        false => Err(Unavailable::unhealthy("the batcher has stopped".to_owned())),
+    })
 }
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {

@@ -12,15 +12,15 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 
-use super::{Access, App, HealthProbe, Info, router};
+use super::{Access, App, Gate, Info, router};
 use crate::adapters::Adapters;
+use crate::availability::Availability;
 use crate::batching::{Batcher, Event, FinishReason, Finished, PromptToken, Step, Token, Waiting};
 use crate::chat::source::TemplateSource;
 use crate::chat::template::ChatTemplate;
 use crate::infer::Infer;
 use crate::metrics::{BucketLimits, Metrics};
 use crate::request::validate::{RequestLimits, Validator};
-use crate::shards::ShardError;
 use crate::text::tokenizer::testing::words;
 
 pub(super) const CONCURRENT_REQUESTS: usize = 2;
@@ -45,17 +45,19 @@ pub(super) struct Answer {
 pub(super) struct Setup {
     pub(super) access: Access,
     pub(super) template: Option<String>,
-    pub(super) health: Result<(), ShardError>,
+    pub(super) availability: Availability,
     pub(super) metrics: Metrics,
     pub(super) adapters: Adapters,
 }
 
 impl Default for Setup {
     fn default() -> Self {
+        let availability = Availability::starting();
+        availability.serving();
         Self {
             access: Access::default(),
             template: Some("{% for m in messages %}{{ m.content }} {% endfor %}".to_owned()),
-            health: Ok(()),
+            availability,
             metrics: Metrics::new(BucketLimits {
                 max_input_tokens: TokenCount(6),
                 max_total_tokens: TokenCount(10),
@@ -83,14 +85,13 @@ impl Setup {
         };
         let validator = Validator::new(tokenizer.clone(), limits, self.adapters.clone());
         let batcher = Batcher { inbox, metrics: metrics.clone() };
-        let health = self.health;
         let app = App {
             infer: Infer::new(batcher, validator, metrics.clone(), CONCURRENT_REQUESTS),
             tokenizer,
             template: ChatTemplate::compile(TemplateSource { default: self.template, ..Default::default() }),
             adapters: self.adapters,
             metrics,
-            health: HealthProbe::new(move || std::future::ready(health.clone())),
+            availability: self.availability,
             info: info(),
             compute_type: HeaderValue::from_static("1-test"),
             body_bytes_max: BODY_BYTES_MAX,
@@ -131,6 +132,11 @@ fn info() -> Info {
 
 /// Generates `texts` as a shard would: until the limit, or until the last of them, which ends the sequence.
 pub(super) async fn answer(waiting: &Waiting, texts: &[&str]) {
+    answer_cached(waiting, texts, 0).await;
+}
+
+/// The same for a prompt of which so many tokens were found in the cache.
+pub(super) async fn answer_cached(waiting: &Waiting, texts: &[&str], cached: u32) {
     let request = &waiting.request;
     if request.prompt_logprobs {
         let tokens = request.prompt.ids.iter().enumerate().map(|(index, id)| PromptToken {
@@ -155,6 +161,7 @@ pub(super) async fn answer(waiting: &Waiting, texts: &[&str]) {
             seed: request.sampling.do_sample.then_some(request.sampling.seed),
             queued: waiting.queued,
             started: Instant::now(),
+            cached: TokenCount(cached),
         };
         send(waiting, Event::Last(step, finished)).await;
     }
@@ -176,6 +183,15 @@ pub(super) async fn send(waiting: &Waiting, event: Event) {
 }
 
 impl Client {
+    /// Of a gate, closed or open.
+    pub(super) fn of(gate: Gate) -> Self {
+        Self(Router::new().fallback_service(gate))
+    }
+
+    pub(super) fn into_routes(self) -> Router {
+        self.0
+    }
+
     pub(super) async fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, &[], "").await
     }

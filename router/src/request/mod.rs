@@ -2,9 +2,11 @@
 //!
 //! - `native.rs`: the native routes' body as clients send it.
 //! - `params.rs`: what every route's body is translated into.
+//! - `terms.rs`: what headers say about a request.
 //! - `validate.rs`: from there to a [`ValidRequest`], one function per rule.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proto::units::{TokenCount, TokenId};
 
@@ -12,6 +14,7 @@ use crate::adapters::Adapter;
 
 pub(crate) mod native;
 pub(crate) mod params;
+pub(crate) mod terms;
 pub(crate) mod validate;
 
 /// A request that passed validation. Downstream, only the scheduler checks whether the shards can run it at all.
@@ -29,6 +32,47 @@ pub struct ValidRequest {
     pub top_n_tokens: u32,
     /// What changes its tokens; `None` is the base model. Held until the request has ended, so that nobody takes it away.
     pub adapter: Option<Arc<Adapter>>,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// When its client wants no answer any more.
+    pub deadline: Option<Deadline>,
+}
+
+/// How urgent a request is among others: from 0 to 9, the most urgent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Priority(u8);
+
+impl Priority {
+    /// The most urgent.
+    pub const HIGHEST: Self = Self(9);
+    /// What it may be, for those who got it wrong.
+    pub(crate) const RANGE: &'static str = "a whole number from 0 to 9";
+
+    /// `None` above 9.
+    pub fn new(value: u8) -> Option<Self> {
+        (value <= Self::HIGHEST.0).then_some(Self(value))
+    }
+
+    /// From 0 to 9.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl Default for Priority {
+    /// In the middle.
+    fn default() -> Self {
+        Self(5)
+    }
+}
+
+/// The end of a client's patience.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    /// When it is over.
+    pub at: Instant,
+    /// How long it was.
+    pub after: Duration,
 }
 
 impl ValidRequest {

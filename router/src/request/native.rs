@@ -48,6 +48,8 @@ pub(crate) struct GenerateParameters {
     pub(crate) top_n_tokens: Option<u32>,
     pub(crate) grammar: Option<Value>,
     pub(crate) adapter_id: Option<String>,
+    /// Not TGI's.
+    pub(crate) priority: Option<i64>,
 }
 
 /// What the route itself needs of the parameters, beside the generation.
@@ -88,6 +90,7 @@ impl GenerateParameters {
             top_n_tokens: self.top_n_tokens,
             grammar: self.grammar,
             adapter: self.adapter_id,
+            priority: self.priority,
             ..Params::new(Dialect::Native)
         };
         (params, presentation)
@@ -132,7 +135,8 @@ mod tests {
             "best_of": null, "temperature": null, "repetition_penalty": null, "frequency_penalty": null,
             "top_k": null, "top_p": null, "typical_p": null, "do_sample": null, "max_new_tokens": null,
             "return_full_text": null, "stop": null, "truncate": null, "watermark": null, "details": null,
-            "decoder_input_details": null, "seed": null, "top_n_tokens": null, "grammar": null, "adapter_id": null}}"#;
+            "decoder_input_details": null, "seed": null, "top_n_tokens": null, "grammar": null, "adapter_id": null,
+            "priority": null}}"#;
         let request: GenerateRequest = serde_json::from_str(body).unwrap();
         assert!(!request.stream);
         let (_, params, presentation) = request.split();

@@ -61,6 +61,7 @@ pub(crate) struct Params {
     pub(crate) top_n_tokens: Option<u32>,
     pub(crate) grammar: Option<Value>,
     pub(crate) adapter: Option<String>,
+    pub(crate) priority: Option<i64>,
 }
 
 impl Params {
@@ -90,6 +91,7 @@ impl Params {
             top_n_tokens: None,
             grammar: None,
             adapter: None,
+            priority: None,
         }
     }
 

@@ -6,7 +6,7 @@ use proto::units::{TokenCount, TokenId};
 use thiserror::Error;
 
 use super::params::{Dialect, Params};
-use super::{Prompt, Sampling, Stopping, ValidRequest};
+use super::{Priority, Prompt, Sampling, Stopping, ValidRequest};
 use crate::adapters::{Adapter, Adapters, UnknownAdapter};
 use crate::text::{Encoded, Tokenizer, TokenizerError};
 
@@ -33,6 +33,8 @@ pub(crate) enum ValidationError {
     Range { name: &'static str, value: f32, range: &'static str },
     #[error("`{name}` is {value}, but must be at least 1")]
     NotPositive { name: &'static str, value: i64 },
+    #[error("`priority` is {0}, but must be {range}", range = Priority::RANGE)]
+    Priority(i64),
     #[error("`{name}` asks for {given}, but this server allows at most {limit} (`{flag}`)")]
     Limit { name: &'static str, given: u64, limit: u64, flag: &'static str },
     #[error("`stop` contains an empty string")]
@@ -105,6 +107,7 @@ impl Validator {
         adapter: Option<Arc<Adapter>>,
     ) -> Result<ValidRequest, ValidationError> {
         check(&params, &self.limits)?;
+        let priority = priority(&params)?;
         let truncate = truncation(&inputs, &params, &self.limits)?;
         let Encoded { text, ids } =
             self.tokenizer.encode(inputs, params.add_special_tokens, truncate).await?;
@@ -123,6 +126,8 @@ impl Validator {
             },
             sampling: sampling(params),
             adapter,
+            priority,
+            deadline: None,
         })
     }
 }
@@ -249,6 +254,11 @@ fn best_of_seed(params: &Params) -> Result<(), ValidationError> {
 fn top_n_tokens(params: &Params, limits: &RequestLimits) -> Result<(), ValidationError> {
     let name = params.dialect.top_n_tokens();
     at_most(name, params.top_n_tokens, limits.top_n_tokens_max, "--max-top-n-tokens")
+}
+
+fn priority(params: &Params) -> Result<Priority, ValidationError> {
+    let Some(value) = params.priority else { return Ok(Priority::default()) };
+    u8::try_from(value).ok().and_then(Priority::new).ok_or(ValidationError::Priority(value))
 }
 
 /// Refuses what the shards would ignore.
@@ -407,6 +417,7 @@ mod tests {
         let result = validator(limits())
             .check_sequences(&params, false)
             .and_then(|()| super::check(&params, &limits()))
+            .and_then(|()| priority(&params).map(drop))
             .and_then(|()| grammar(&params));
         let complaint = result.err().map(|error| error.to_string()).unwrap_or_default();
         assert_eq!(complaint, expected);
@@ -445,6 +456,10 @@ mod tests {
         check(Params { max_new_tokens: Some(0), ..native() }, &range("max_new_tokens", "0", "at least 1"));
         check(Params { max_new_tokens: Some(0), ..openai() }, &range("max_tokens", "0", "at least 1"));
         check(Params { choices: Some(0), ..openai() }, &range("n", "0", "at least 1"));
+        for priority in [-1, 10, 256] {
+            let complaint = range("priority", &priority.to_string(), "a whole number from 0 to 9");
+            check(Params { priority: Some(priority), ..native() }, &complaint);
+        }
     }
 
     #[test]

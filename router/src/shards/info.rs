@@ -1,6 +1,6 @@
 //! What the shards serve, and what they understand beyond the plain contract.
 
-use proto::extensions::{ADAPTERS, INPUT_IDS, SAMPLING_MORE};
+use proto::extensions::{ADAPTERS, BLOCK_GRANTS, INPUT_IDS, RESUME, SAMPLING_MORE};
 use proto::units::{BlockSize, TokenCount};
 use proto::v3;
 
@@ -30,6 +30,8 @@ pub struct ShardInfo {
     pub extensions: Extensions,
     /// Ids of the LoRA adapters that are loaded.
     pub adapters: Vec<String>,
+    /// Longest prompt whose keys and values others may use, if there is such a limit.
+    pub shared_prompt_max: Option<TokenCount>,
 }
 
 /// The extensions that were announced. To shards that do not know one, its fields are not sent.
@@ -41,6 +43,10 @@ pub struct Extensions {
     pub sampling_more: bool,
     /// Adapters can be loaded and unloaded at any time.
     pub adapters: bool,
+    /// Requests go on where they were.
+    pub resume: bool,
+    /// Blocks, and how much of a prompt is computed, are granted from step to step.
+    pub block_grants: bool,
 }
 
 impl ShardInfo {
@@ -59,6 +65,7 @@ impl ShardInfo {
             block_size,
             extensions: Extensions::named(&info.extensions),
             adapters: info.adapters,
+            shared_prompt_max: info.shared_prompt_max.map(TokenCount),
         })
     }
 }
@@ -67,7 +74,13 @@ impl Extensions {
     /// Those we know among the announced names.
     fn named(names: &[String]) -> Self {
         let knows = |name: &str| names.iter().any(|announced| announced == name);
-        Self { input_ids: knows(INPUT_IDS), sampling_more: knows(SAMPLING_MORE), adapters: knows(ADAPTERS) }
+        Self {
+            input_ids: knows(INPUT_IDS),
+            sampling_more: knows(SAMPLING_MORE),
+            adapters: knows(ADAPTERS),
+            resume: knows(RESUME),
+            block_grants: knows(BLOCK_GRANTS),
+        }
     }
 
     /// Errors when the shards would not understand how the next token is to be chosen; the error names the parameter.

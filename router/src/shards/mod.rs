@@ -4,6 +4,7 @@
 //! - `client`: the connections, and one call to all ranks.
 //! - `wire`: requests and answers as messages.
 //! - [`warmup`]: the largest step, run once to measure.
+//! - [`recovery`]: how shards are watched, and brought back when they fail.
 //! - [`info`]: what the shards serve and understand.
 //! - `scripted`: shards for tests, which hold the scheduler to the contract.
 //!
@@ -15,11 +16,12 @@ use std::time::Duration;
 use proto::units::{RequestId, TokenCount};
 use thiserror::Error;
 
-use crate::batching::{FinishReason, PromptToken, Step, StepPlan};
+use crate::batching::{Capacity, FinishReason, PromptToken, Step, StepPlan};
 
 mod client;
 pub mod grpc;
 pub mod info;
+pub mod recovery;
 pub mod warmup;
 mod wire;
 
@@ -33,6 +35,7 @@ mod tests;
 pub use client::{ShardAdapters, ShardHealth};
 pub use grpc::{GrpcShards, connect};
 pub use info::{Extensions, ShardInfo};
+pub use recovery::Recovery;
 pub use warmup::{Warm, WarmupLimits};
 
 /// Something that carries out steps.
@@ -42,6 +45,12 @@ pub trait Shards: Send + 'static {
     /// Errors when the pass was not made. All rows that the step touched ([`StepPlan::touches_running`]) are forgotten
     /// then, and those that wanted to join are not held.
     fn step(&mut self, plan: &StepPlan) -> impl Future<Output = Result<StepOutput, ShardError>> + Send;
+
+    /// After a step that ended with `error` and lost everything: waits until there are shards again, which hold nothing.
+    /// The size of their cache.
+    ///
+    /// Errors when there will be none.
+    fn restore(&mut self, error: &ShardError) -> impl Future<Output = Result<Capacity, ShardError>> + Send;
 }
 
 /// What one step made.
@@ -49,6 +58,8 @@ pub trait Shards: Send + 'static {
 pub struct StepOutput {
     /// In no particular order. A row whose prompt is not complete has none.
     pub generations: Vec<Generation>,
+    /// Rows that have ended without a further token, while the others went on.
+    pub failures: Vec<(RequestId, ShardError)>,
     /// Where the time went.
     pub timings: Timings,
 }
@@ -105,6 +116,15 @@ pub enum ShardError {
     /// The shard answered with an error.
     #[error("Server error: {0}")]
     Server(String),
+    /// The shard would not carry a step out, and nothing has changed there.
+    #[error("Server error: {0}")]
+    Refused(String),
+    /// A step does not come to its end.
+    #[error("the model server hangs: {0}")]
+    Hung(String),
+    /// The shard ended this request, while others went on.
+    #[error("Server error: {0}")]
+    Request(String),
     /// There is no shard at all.
     #[error("Sharded results are empty")]
     Empty,
@@ -127,6 +147,15 @@ pub enum ShardError {
         /// `max_batch_prefill_tokens`.
         limit: TokenCount,
     },
+    /// The client's time was over before the end.
+    #[error("the request did not end within the {} s that it was given", .0.as_secs_f64())]
+    Deadline(Duration),
+    /// There are no shards any more, and nobody starts them again.
+    #[error("the model server has failed for good: {0}")]
+    Abandoned(String),
+    /// The shards failed in steps of this request, the last time in one of its own.
+    #[error("the model server failed twice while it computed this request: {0}")]
+    Poisonous(String),
     /// A request asks for what the shards do not understand.
     #[error("`{0}` is not supported by this model server")]
     Unsupported(&'static str),
@@ -136,5 +165,12 @@ impl Generation {
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.earlier.len() + 1
+    }
+}
+
+impl ShardError {
+    /// Whether the shards are as they were before.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_))
     }
 }

@@ -43,6 +43,8 @@ pub(crate) struct Rank {
     pub(crate) warm: v3::WarmupResponse,
     /// The next prefill or decode fails with this text, after its batches were taken out.
     pub(crate) failure: Option<String>,
+    /// The next prefill or decode is refused with this text.
+    pub(crate) refusal: Option<String>,
     /// `Health` never answers.
     pub(crate) hangs: bool,
     /// Ids of the adapters that are loaded.
@@ -151,6 +153,11 @@ impl Rank {
         self.batches.remove(&id).ok_or_else(|| Status::internal(format!("Batch ID {id} not found in cache.")))
     }
 
+    /// Errors if this step is to be refused.
+    fn consider(&mut self) -> Result<(), Status> {
+        self.refusal.take().map_or(Ok(()), |reason| Err(Status::invalid_argument(reason)))
+    }
+
     fn pass(&mut self, id: u64, mut rows: Vec<Row>) -> Result<Pass, Status> {
         if let Some(message) = self.failure.take() {
             return Err(Status::internal(message));
@@ -197,6 +204,17 @@ impl Row {
 fn cached(id: u64, rows: &[Row]) -> v3::CachedBatch {
     let request_ids: Vec<u64> = rows.iter().map(|row| row.id).collect();
     v3::CachedBatch { id, size: request_ids.len() as u32, request_ids, max_tokens: 0, current_tokens: 0 }
+}
+
+/// What the extension adds to a step.
+fn more(grants: &[v3::Grant], drops: &[u64]) -> String {
+    let grant = |v3::Grant { request_id, blocks, tokens }: &v3::Grant| {
+        let tokens = tokens.map(|tokens| format!(" and {tokens} tokens")).unwrap_or_default();
+        format!(", {request_id} gets {blocks:?}{tokens}")
+    };
+    let dropped =
+        if drops.is_empty() { String::new() } else { format!(", without {}", ids(drops.iter().copied())) };
+    grants.iter().map(grant).collect::<String>() + &dropped
 }
 
 fn ids(ids: impl IntoIterator<Item = u64>) -> String {
@@ -264,19 +282,21 @@ impl TextGenerationService for Service {
         &self,
         request: Request<v3::PrefillRequest>,
     ) -> Result<Response<v3::PrefillResponse>, Status> {
-        let v3::PrefillRequest { batch, cached_batch } = request.into_inner();
+        let v3::PrefillRequest { batch, cached_batch, grants, drops } = request.into_inner();
         let batch = batch.ok_or_else(|| Status::internal("no batch"))?;
         let mut rank = self.rank();
+        rank.consider()?;
         let requests = ids(batch.requests.iter().map(|request| request.id));
         let joins = cached_batch.as_ref().map(|cached| format!(" onto {}", cached.id)).unwrap_or_default();
-        rank.calls.push(format!("prefill {} with {requests}{joins}", batch.id));
+        rank.calls.push(format!("prefill {} with {requests}{joins}{}", batch.id, more(&grants, &drops)));
         let mut rows = Vec::new();
         if let Some(cached) = &cached_batch {
             rows = rank.take(cached.id)?;
         }
+        rows.retain(|row| !drops.contains(&row.id));
         rows.extend(batch.requests.iter().map(|request| Row {
             id: request.id,
-            generated: 0,
+            generated: request.generated,
             max_new_tokens:
                 request.stopping_parameters.as_ref().map_or(0, |stopping| stopping.max_new_tokens),
         }));
@@ -291,13 +311,16 @@ impl TextGenerationService for Service {
         &self,
         request: Request<v3::DecodeRequest>,
     ) -> Result<Response<v3::DecodeResponse>, Status> {
-        let batches = request.into_inner().batches;
+        let v3::DecodeRequest { batches, grants, drops } = request.into_inner();
         let mut rank = self.rank();
-        rank.calls.push(format!("decode {}", ids(batches.iter().map(|batch| batch.id))));
+        rank.consider()?;
+        let named = ids(batches.iter().map(|batch| batch.id));
+        rank.calls.push(format!("decode {named}{}", more(&grants, &drops)));
         let mut rows = Vec::new();
         for batch in &batches {
             rows.extend(rank.take(batch.id)?);
         }
+        rows.retain(|row| !drops.contains(&row.id));
         let first = batches.first().ok_or_else(|| Status::internal("no batch"))?.id;
         let Pass { generations, batch } = rank.pass(first, rows)?;
         let total_ns = rank.total_ns();

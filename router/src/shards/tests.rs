@@ -8,13 +8,15 @@ use proto::units::{BatchId, BlockCount, BlockId, RequestId, TokenCount, TokenId}
 use proto::v3;
 
 use super::scripted_server::ScriptedStack;
-use super::{GrpcShards, ShardError, Shards, StepOutput, WarmupLimits, connect, scripted};
+use super::{GrpcShards, Recovery, ShardError, Shards, StepOutput, WarmupLimits, connect, scripted};
 use crate::adapters::Adapter;
+use crate::availability::Availability;
 use crate::batching::{
-    Admission, Batcher, Capacity, Event, Limits, NewBatch, PromptPolicy, StepPlan, Waiting,
+    Admission, Batcher, Capacity, Event, Grant, Limits, NewBatch, PromptPolicy, StepPlan, Waiting,
 };
 use crate::metrics::{BucketLimits, Metrics};
 use crate::request::ValidRequest;
+use crate::supervisor::Supervisor;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -30,7 +32,8 @@ fn admission(id: u64, request: ValidRequest) -> Admission {
         id: RequestId(id),
         request: Arc::new(request),
         blocks: vec![BlockId(7), BlockId(3)],
-        reach: TokenCount(prompt.0 + output.0 - 1),
+        reach: Some(TokenCount(prompt.0 + output.0 - 1)),
+        generated: Vec::new(),
         cached: TokenCount(0),
         chunk: prompt,
     }
@@ -41,11 +44,11 @@ fn prefill(id: u64, requests: &[(u64, u32)], continues: bool) -> StepPlan {
     let admissions =
         requests.iter().map(|&(id, tokens)| admission(id, scripted::request(2, tokens, 0))).collect();
     let batch = Some(NewBatch { id: BatchId(id), admissions, joins: None });
-    StepPlan { drops: Vec::new(), batch, continues }
+    StepPlan { batch, continues, ..StepPlan::default() }
 }
 
 fn decode(drops: &[u64]) -> StepPlan {
-    StepPlan { drops: drops.iter().copied().map(RequestId).collect(), batch: None, continues: true }
+    StepPlan { drops: drops.iter().copied().map(RequestId).collect(), continues: true, ..StepPlan::default() }
 }
 
 async fn step(shards: &mut GrpcShards, plan: StepPlan) -> StepOutput {
@@ -213,7 +216,7 @@ async fn a_request_travels_whole() {
     let mut cut = admission(4, request);
     cut.chunk = TokenCount(5);
     let batch = Some(NewBatch { id: BatchId(0), admissions: vec![cut], joins: None });
-    step(&mut shards, StepPlan { drops: Vec::new(), batch, continues: false }).await;
+    step(&mut shards, StepPlan { batch, ..StepPlan::default() }).await;
     let request = stack.rank(0).prefilled.remove(0);
     assert_eq!((request.id, request.truncate, request.chunk_len), (4, 6, Some(5)));
     assert_eq!((request.blocks, request.slots), (vec![7, 3], vec![28, 29, 30, 31, 12, 13, 14, 15]));
@@ -236,7 +239,7 @@ async fn extensions_are_spoken_to_shards_that_announce_them() {
     request.sampling.min_p = 0.25;
     request.sampling.logit_bias = vec![(TokenId(9), -1.0)];
     let batch = Some(NewBatch { id: BatchId(0), admissions: vec![admission(0, request)], joins: None });
-    step(&mut shards, StepPlan { drops: Vec::new(), batch, continues: false }).await;
+    step(&mut shards, StepPlan { batch, ..StepPlan::default() }).await;
     let request = stack.rank(0).prefilled.remove(0);
     assert_eq!((request.input_ids, request.chunk_len), (vec![0, 1, 2], None));
     assert_eq!((request.inputs, request.input_chunks.unwrap().chunks), (String::new(), Vec::new()));
@@ -302,9 +305,11 @@ async fn the_batcher_serves_over_real_sockets() {
         max_concurrent_requests: 8,
         prompts: PromptPolicy::Chunked,
         extensions: shards.info().extensions,
+        shared_prompt_max: TokenCount(0),
+        stretch: None,
     };
     let bounds = BucketLimits { max_input_tokens: TokenCount(100), max_total_tokens: TokenCount(100) };
-    let batcher = Batcher::start(shards, limits, Metrics::new(bounds));
+    let batcher = Batcher::start(shards, limits, Metrics::new(bounds), Availability::starting());
     let (waiting, mut events) = Waiting::new(scripted::request(5, 3, 0), Instant::now());
     batcher.submit(waiting).await.unwrap();
     let mut last = None;
@@ -313,4 +318,131 @@ async fn the_batcher_serves_over_real_sockets() {
     }
     let Some(Event::Last(_, finished)) = last else { panic!("{last:?}") };
     assert_eq!((finished.text.as_str(), finished.tokens), ("ttt", TokenCount(3)));
+}
+
+/// A stack whose shards understand everything, and a router's end of it that brings shards back.
+async fn recoverable(world: usize) -> (ScriptedStack, GrpcShards) {
+    let stack = ScriptedStack::start(world);
+    for index in 0..world {
+        let mut rank = stack.rank(index);
+        rank.info.extensions =
+            ["input_ids", "resume", "block_grants", "adapters"].map(str::to_owned).to_vec();
+        rank.warm.max_supported_total_tokens = Some(400);
+        (rank.warm.max_input_tokens, rank.warm.max_total_tokens) = (99, 100);
+    }
+    let shards = shards(&stack).await;
+    let limits = WarmupLimits {
+        max_input_tokens: Some(TokenCount(99)),
+        max_total_tokens: Some(TokenCount(100)),
+        max_batch_prefill_tokens: TokenCount(64),
+        max_batch_size: None,
+    };
+    let recovery = Recovery::new(&stack.master(), limits, None, None, Supervisor::none());
+    let shards = shards.recovered_by(recovery);
+    (stack, shards)
+}
+
+#[tokio::test]
+async fn grants_and_drops_travel_with_the_step() {
+    let (stack, mut shards) = recoverable(1).await;
+    let admission = |id| {
+        let admission = admission(id, scripted::request(2, 9, 0));
+        Admission { reach: None, blocks: vec![BlockId(id as u32 + 1)], ..admission }
+    };
+    let admissions = vec![admission(1), admission(2)];
+    let batch = Some(NewBatch { id: BatchId(0), admissions, joins: None });
+    step(&mut shards, StepPlan { batch, ..StepPlan::default() }).await;
+    assert!(stack.rank(0).prefilled.iter().all(|request| request.slots.is_empty()));
+    let grants = vec![
+        Grant { id: RequestId(2), blocks: vec![BlockId(7), BlockId(9)], tokens: None },
+        Grant { id: RequestId(3), blocks: vec![], tokens: Some(TokenCount(0)) },
+    ];
+    let plan = StepPlan { drops: vec![RequestId(1)], continues: true, grants, ..StepPlan::default() };
+    step(&mut shards, plan).await;
+    // A row that the shards have forgotten is not dropped again.
+    step(&mut shards, decode(&[1])).await;
+    let calls = stack.calls();
+    assert_eq!(
+        calls,
+        ["prefill 0 with 1,2", "decode 0, 2 gets [7, 9], 3 gets [] and 0 tokens, without 1", "decode 0"]
+    );
+}
+
+#[tokio::test]
+async fn a_request_goes_on_after_an_internal_error_of_its_shards() {
+    let (stack, shards) = recoverable(2).await;
+    let limits = Limits {
+        capacity: Capacity::new(BlockCount(100), shards.info()),
+        max_batch_prefill_tokens: TokenCount(64),
+        max_batch_size: None,
+        max_concurrent_requests: 8,
+        prompts: PromptPolicy::Chunked,
+        extensions: shards.info().extensions,
+        shared_prompt_max: TokenCount(u32::MAX),
+        stretch: None,
+    };
+    let bounds = BucketLimits { max_input_tokens: TokenCount(100), max_total_tokens: TokenCount(100) };
+    let availability = Availability::starting();
+    let batcher = Batcher::start(shards, limits, Metrics::new(bounds), availability.clone());
+    let (waiting, mut events) = Waiting::new(scripted::request(5, 6, 0), Instant::now());
+    batcher.submit(waiting).await.unwrap();
+    let (mut tokens, mut end) = (Vec::new(), None);
+    while let Some(event) = events.recv().await {
+        match event.unwrap() {
+            Event::Prompt(_) => {}
+            Event::Token(step) => tokens.push(step.token.id.0),
+            Event::Last(step, finished) => {
+                tokens.push(step.token.id.0);
+                end = Some(finished);
+            }
+        }
+        if tokens.len() == 2 {
+            stack.rank(1).failure = Some("out of order".to_owned());
+        }
+    }
+    assert_eq!(tokens, [1, 2, 3, 4, 5, 6]);
+    assert_eq!(end.map(|finished| finished.tokens), Some(TokenCount(6)));
+    let resumed = stack.rank(0).prefilled[0].clone();
+    assert!(resumed.generated >= 2, "{resumed:?}");
+    assert_eq!(resumed.input_ids.len() as u32, 5 + resumed.generated);
+    let warmed = stack.rank(0).warmed.clone().unwrap();
+    assert_eq!((warmed.max_input_tokens, warmed.max_total_tokens), (Some(99), Some(100)));
+    assert_eq!(availability.check(), Ok(()));
+}
+
+#[tokio::test]
+async fn adapters_that_were_loaded_are_loaded_again() {
+    let (stack, mut shards) = recoverable(2).await;
+    let adapters = shards.adapters().unwrap();
+    adapters.load("poet#1", "/data/poet").await.unwrap();
+    adapters.load("judge#2", "/data/judge").await.unwrap();
+    adapters.unload("judge#2").await.unwrap();
+    (0..2).for_each(|index| stack.rank(index).adapters.clear());
+    let capacity = shards.restore(&ShardError::Server("lost".to_owned())).await.unwrap();
+    assert_eq!(capacity.blocks, BlockCount(100));
+    for index in 0..2 {
+        assert_eq!(stack.rank(index).adapters, ["poet#1"]);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_counts_as_one_only_if_all_ranks_refuse() {
+    let (stack, mut shards) = recoverable(2).await;
+    let refuse = |ranks: &[usize]| {
+        ranks.iter().for_each(|index| stack.rank(*index).refusal = Some("no".to_owned()));
+    };
+    refuse(&[0, 1]);
+    let error = shards.step(&prefill(0, &[(1, 9)], false)).await.unwrap_err();
+    assert_eq!(error, ShardError::Refused("no".to_owned()));
+    refuse(&[1]);
+    let error = shards.step(&prefill(1, &[(1, 9)], false)).await.unwrap_err();
+    assert_eq!(error, ShardError::Server("no".to_owned()));
+}
+
+#[tokio::test]
+async fn shards_that_are_not_to_be_brought_back_stay_away() {
+    let stack = ScriptedStack::start(1);
+    let mut shards = shards(&stack).await;
+    let error = shards.restore(&ShardError::Connection("gone".to_owned())).await.unwrap_err();
+    assert!(matches!(error, ShardError::Abandoned(_)), "{error}");
 }

@@ -1,10 +1,13 @@
 //! The largest step the router will ever ask for, run once at start: the shards measure the memory it takes and decide
 //! how many cache blocks fit besides.
 
-use proto::units::TokenCount;
+use proto::units::{BlockCount, TokenCount};
 use proto::v3;
 
 use super::ShardError;
+use super::client::Ranks;
+use super::info::ShardInfo;
+use crate::batching::Capacity;
 
 /// What the user has asked for; the shards choose what is absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +33,34 @@ pub struct Warm {
     pub max_total_tokens: TokenCount,
 }
 
+/// Tokens of the cache when neither shards nor user say: enough to work, as in the reference.
+const CAPACITY_DEFAULT: TokenCount = TokenCount(16_000);
+
+impl Warm {
+    /// The cache: as large as the shards can hold, or as the user wants it. The user speaks of tokens that requests can
+    /// use, the shards of all that they have room for, the reserved block included.
+    pub fn capacity(&self, info: &ShardInfo, wanted: Option<TokenCount>, prefill: TokenCount) -> Capacity {
+        let fits = self.capacity.map(|tokens| BlockCount(tokens.0 / info.block_size.get()));
+        let usable = |tokens: TokenCount| BlockCount(tokens.blocks(info.block_size).0.saturating_add(1));
+        let blocks = match (fits, wanted) {
+            (Some(fits), Some(wanted)) => fits.min(usable(wanted)),
+            (Some(fits), None) => fits,
+            (None, Some(wanted)) => usable(wanted),
+            (None, None) => usable(CAPACITY_DEFAULT.max(self.max_total_tokens).max(prefill)),
+        };
+        Capacity::new(blocks, info)
+    }
+}
+
+/// Runs the largest step on all ranks. Errors as [`result`], and when it does not fit into memory.
+pub(super) async fn run(ranks: &Ranks, limits: &WarmupLimits) -> Result<Warm, ShardError> {
+    let request = request(limits);
+    let answers = ranks.call(request, |mut rank, request| async move { rank.warmup(request).await }).await?;
+    result(answers, limits)
+}
+
 /// The largest prefill within `limits`, every kind of sampling switched on.
-pub(super) fn request(limits: &WarmupLimits) -> v3::WarmupRequest {
+fn request(limits: &WarmupLimits) -> v3::WarmupRequest {
     let max_input_tokens = limits.max_input_tokens.map(|tokens| tokens.0);
     let max_total_tokens = limits.max_total_tokens.map(|tokens| tokens.0);
     let mut left = limits.max_batch_prefill_tokens.0;
@@ -59,7 +88,7 @@ pub(super) fn request(limits: &WarmupLimits) -> v3::WarmupRequest {
 }
 
 /// The least of what the ranks can do. Errors when they do not keep to what the user gave.
-pub(super) fn result(answers: Vec<v3::WarmupResponse>, limits: &WarmupLimits) -> Result<Warm, ShardError> {
+fn result(answers: Vec<v3::WarmupResponse>, limits: &WarmupLimits) -> Result<Warm, ShardError> {
     let key = |answer: &v3::WarmupResponse| {
         (answer.max_supported_total_tokens, answer.max_input_tokens, answer.max_total_tokens)
     };

@@ -7,7 +7,7 @@ use proto::v3;
 
 use super::info::{Extensions, ShardInfo};
 use super::{End, Generation, ShardError, Timings};
-use crate::batching::{Admission, FinishReason, NewBatch, PromptToken, Step, Token};
+use crate::batching::{Admission, FinishReason, Grant, NewBatch, PromptToken, Step, Token};
 use crate::request::{Sampling, ValidRequest};
 
 /// The rows that join, as a message.
@@ -24,11 +24,14 @@ pub(super) fn batch(new: &NewBatch, info: &ShardInfo) -> v3::Batch {
 }
 
 fn request(admission: &Admission, info: &ShardInfo) -> v3::Request {
-    let ValidRequest { prompt, sampling, stopping, prompt_logprobs, top_n_tokens, adapter } =
+    let ValidRequest { prompt, sampling, stopping, prompt_logprobs, top_n_tokens, adapter, .. } =
         &*admission.request;
     let (inputs, input_chunks, input_ids) = match info.extensions.input_ids {
         // The text would travel for nothing.
-        true => (String::new(), Vec::new(), prompt.ids.iter().map(|id| id.0).collect()),
+        true => {
+            let ids = prompt.ids.iter().chain(&admission.generated);
+            (String::new(), Vec::new(), ids.map(|id| id.0).collect())
+        }
         false => {
             let chunk = Some(v3::input_chunk::Chunk::Text(prompt.text.clone()));
             (prompt.text.clone(), vec![v3::InputChunk { chunk }], Vec::new())
@@ -44,17 +47,30 @@ fn request(admission: &Admission, info: &ShardInfo) -> v3::Request {
             stop_sequences: stopping.stop_sequences.clone(),
             ignore_eos_token: stopping.ignore_eos_token,
         }),
-        prefill_logprobs: *prompt_logprobs,
+        // They were reported with the first token.
+        prefill_logprobs: *prompt_logprobs && admission.generated.is_empty(),
         top_n_tokens: *top_n_tokens,
         input_chunks: Some(v3::Input { chunks: input_chunks }),
         blocks: admission.blocks.iter().map(|block| block.0).collect(),
-        slots: slots(admission, info.block_size),
+        // Where blocks are granted, slots follow from them.
+        slots: if admission.reach.is_some() { slots(admission, info.block_size) } else { Vec::new() },
         adapter_id: adapter.as_deref().map(|adapter| adapter.wire_id().to_owned()),
         cache_len: admission.cached.0,
         add_special_tokens: prompt.add_special_tokens,
         chunk_len: admission.is_cut().then_some(admission.chunk.0),
         input_ids,
+        generated: admission.generated.len() as u32,
     }
+}
+
+/// What running rows get, as messages.
+pub(super) fn grants(grants: &[Grant]) -> Vec<v3::Grant> {
+    let grant = |Grant { id, blocks, tokens }: &Grant| v3::Grant {
+        request_id: id.0,
+        blocks: blocks.iter().map(|block| block.0).collect(),
+        tokens: tokens.map(|tokens| tokens.0),
+    };
+    grants.iter().map(grant).collect()
 }
 
 fn slots(admission: &Admission, block_size: BlockSize) -> Vec<u32> {
@@ -138,8 +154,25 @@ fn slower(one: Timings, other: Timings) -> Timings {
     if other.total > one.total { other } else { one }
 }
 
+/// What the messages say of requests that generated something, and of those that have failed.
+///
+/// Errors as [`generation`].
+pub(super) fn generations(messages: Vec<v3::Generation>) -> Result<(Vec<Generation>, Failures), ShardError> {
+    let (mut generations, mut failures) = (Vec::with_capacity(messages.len()), Vec::new());
+    for message in messages {
+        match message.failure {
+            Some(reason) => failures.push((RequestId(message.request_id), ShardError::Request(reason))),
+            None => generations.push(generation(message)?),
+        }
+    }
+    Ok((generations, failures))
+}
+
+/// Requests that have ended without a further token.
+type Failures = Vec<(RequestId, ShardError)>;
+
 /// Errors when parallel lists differ in length, or when there is no token.
-pub(super) fn generation(message: v3::Generation) -> Result<Generation, ShardError> {
+fn generation(message: v3::Generation) -> Result<Generation, ShardError> {
     let id = message.request_id;
     let broken = |what: &str| ShardError::Answer(format!("request {id}: {what}"));
     let mut alternatives = message.top_tokens.into_iter().map(tokens);

@@ -368,6 +368,15 @@ impl Device {
         dispatch!(self, rehearsal_tokens())
     }
 
+    /// What the contract calls this kind of device.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Cpu(_) => "cpu",
+            #[cfg(feature = "gpu")]
+            Self::Cuda(_) => "cuda",
+        }
+    }
+
     /// Whether weights are converted when they are placed, so that nobody needs to do it before.
     pub fn converts(&self) -> bool {
         !matches!(self, Self::Cpu(_))

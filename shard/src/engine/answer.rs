@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use proto::units::{BatchId, RequestId, TokenCount, TokenId};
 
+use crate::sampling::NotNumbers;
+
 /// One step's outcome.
 #[derive(Debug)]
 pub struct StepReport {
     /// One per request that has a new token, in batch order.
     pub generations: Vec<Generation>,
+    /// Requests that have ended without a further token, while the others went on.
+    pub failures: Vec<Failure>,
     /// The batch, unless every request has stopped.
     pub batch: Option<BatchSummary>,
     /// How long it took.
@@ -39,6 +43,15 @@ pub struct BatchSummary {
     pub tokens_max: TokenCount,
     /// Tokens of the next step.
     pub tokens_next: TokenCount,
+}
+
+/// Why a request has ended without a further token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The request.
+    pub request: RequestId,
+    /// Why.
+    pub reason: NotNumbers,
 }
 
 /// A new token of one request.

@@ -1,10 +1,12 @@
 //! Rows that step together: joining, filtering, and how much of unfinished prompts comes next.
 
+use std::collections::HashSet;
+
 use proto::units::{BatchId, BlockSize, RequestId, TokenCount};
 
 use super::answer::BatchSummary;
 use super::error::EngineError;
-use super::row::Row;
+use super::row::{Progress, Row};
 
 /// Requests under one id, in order.
 #[derive(Debug)]
@@ -39,9 +41,15 @@ impl Batch {
         self.rows.extend(other.rows);
     }
 
-    /// The first request that both batches have.
-    pub fn shared_request(&self, other: &Self) -> Option<RequestId> {
-        self.rows.iter().map(Row::id).find(|id| other.rows.iter().any(|row| row.id() == *id))
+    /// The first request that both batches have, but for those that leave this one.
+    pub fn shared_request(&self, other: &Self, leaving: &HashSet<RequestId>) -> Option<RequestId> {
+        let others: HashSet<RequestId> = other.rows.iter().map(Row::id).collect();
+        self.rows.iter().map(Row::id).find(|id| others.contains(id) && !leaving.contains(id))
+    }
+
+    /// Lets requests go; those that it does not have are ignored.
+    pub fn drop_requests(&mut self, requests: &HashSet<RequestId>) {
+        self.rows.retain(|row| !requests.contains(&row.id()));
     }
 
     /// Keeps the named requests, in the named order. On an error the batch is as it was.
@@ -68,15 +76,15 @@ impl Batch {
         Ok(())
     }
 
-    /// Decides what unfinished prompts compute in the next step: `prefill_max` tokens less one for each other request,
-    /// those that have just stopped included, are spent from the last request to the first, and each unfinished prompt
-    /// gets at least one. Routers keep this account too, to the token.
-    pub fn plan_chunks(&mut self, prefill_max: TokenCount) {
+    /// Decides what the next step computes, if the router does not: one token of each request, and of unfinished prompts
+    /// `prefill_max` tokens less one for each other request, those that have just stopped included. They are spent from the
+    /// last request to the first, and each unfinished prompt gets at least one. Routers keep this account too, to the token.
+    pub fn plan(&mut self, prefill_max: TokenCount) {
         let mut budget = (prefill_max.0 as usize).saturating_sub(self.rows.len().saturating_sub(1));
-        for row in self.rows.iter_mut().rev().filter(|row| !row.is_stopped() && row.prompt_remaining() > 0) {
-            let chunk = row.prompt_remaining().min(budget).max(1);
-            row.set_next(chunk);
-            budget = budget.saturating_sub(chunk);
+        for row in self.rows.iter_mut().rev().filter(|row| !row.is_stopped()) {
+            let unfinished = row.remaining();
+            row.set_next(unfinished.min(budget).max(1));
+            budget = budget.saturating_sub(if unfinished > 0 { row.progress().next } else { 0 });
         }
     }
 
@@ -85,12 +93,16 @@ impl Batch {
         self.rows.iter().all(Row::is_stopped)
     }
 
-    /// A hash of what the next step computes: which requests, how much of them, and the token each has got to (FNV-1a).
+    /// A hash of what the next step computes: which requests, how much of them and into which slots, and the token each has
+    /// got to (FNV-1a).
     pub fn fingerprint(&self) -> u64 {
         let words = self.rows.iter().flat_map(|row| {
             let last = row.ids().last().copied().unwrap_or(0);
-            let progress = row.progress();
-            [row.id().0, progress.cached as u64, progress.next as u64, row.ids().len() as u64, last.into()]
+            let Progress { cached, next } = row.progress();
+            let slots = row.slots().raw().get(cached..cached + next).unwrap_or_default();
+            [row.id().0, cached as u64, next as u64, row.ids().len() as u64, last.into()]
+                .into_iter()
+                .chain(slots.iter().map(|slot| u64::from(*slot)))
         });
         std::iter::once(self.id.0)
             .chain(words)
@@ -117,7 +129,7 @@ mod tests {
 
     use super::*;
     use crate::engine::request::Stopping;
-    use crate::engine::row::{Parts, Progress};
+    use crate::engine::row::Parts;
     use crate::engine::slots::SlotTable;
     use crate::sampling::tests::greedy;
 
@@ -131,6 +143,7 @@ mod tests {
             progress: Progress::new(prompt, TokenCount(0), Some(TokenCount(chunk))).unwrap(),
             blocks: BlockCount(2),
             slots: SlotTable::from_wire((0..32).collect()),
+            granted: false,
             sampling: greedy(),
             stopping: Stopping { tokens_max: TokenCount(4), strings: vec![], ignore_end_of_sequence: false },
             prompt_logprobs: false,
@@ -174,10 +187,12 @@ mod tests {
     fn joined_batches_keep_the_first_id_and_both_orders() {
         let mut first = batch(&[3, 1]);
         let second = Batch::new(BatchId(8), vec![row(2, 8, 8)]);
-        assert_eq!(first.shared_request(&second), None);
+        assert_eq!(first.shared_request(&second, &HashSet::new()), None);
         first.join(second);
         assert_eq!((first.id(), requests(&first)), (BatchId(7), vec![3, 1, 2]));
-        assert_eq!(first.shared_request(&batch(&[9, 1])), Some(RequestId(1)));
+        let other = batch(&[9, 1]);
+        assert_eq!(first.shared_request(&other, &HashSet::new()), Some(RequestId(1)));
+        assert_eq!(first.shared_request(&other, &HashSet::from([RequestId(1)])), None);
     }
 
     #[test]
@@ -187,7 +202,7 @@ mod tests {
             for row in batch.rows_mut() {
                 row.advance(1);
             }
-            batch.plan_chunks(TokenCount(prefill_max));
+            batch.plan(TokenCount(prefill_max));
             let next: Vec<usize> = batch.rows().iter().map(|row| row.progress().next).collect();
             assert_eq!(next, expected, "prefill_max = {prefill_max}");
         };

@@ -8,10 +8,11 @@ use proto::units::{BatchId, BlockCount, BlockSize, RequestId, TokenCount};
 use super::adapters::Adapters;
 use super::answer::{BatchSummary, Capacity, StepReport};
 use super::batch::Batch;
-use super::error::{EngineError, WarmupError};
+use super::error::{EngineError, PlanError, WarmupError};
 use super::request::{Admission, NewBatch};
 use super::row::Row;
 use super::step::{Machine, Stepper};
+use super::step_plan::StepPlan;
 use super::warmup::{self, MemoryShare, Warmup};
 use crate::backend::Device;
 use crate::cache::PagedKv;
@@ -32,6 +33,8 @@ pub struct Parts {
     pub tokenizer: Tokenizer,
     /// The memory its cache may take, together with those of the other ranks.
     pub memory: MemoryShare,
+    /// How long a step may always take until it counts as hung.
+    pub step_patience: Duration,
     /// The processes of this model.
     pub ranks: Ranks,
 }
@@ -68,36 +71,38 @@ impl Core {
         &self.parts.ranks
     }
 
-    /// Adds a batch, behind the requests of `onto` if one is named, and runs a step.
+    /// Adds a batch, behind the requests of `onto` if one is named, for which the plan is, and runs a step.
     pub(super) fn prefill(
         &mut self,
         new: NewBatch,
         onto: Option<BatchId>,
+        plan: &StepPlan,
     ) -> Result<StepReport, EngineError> {
         let begin = Instant::now();
-        if let Some(id) = onto {
-            self.held(id)?;
-        }
+        let held = onto.map(|id| self.held(id)).transpose()?;
         if onto != Some(new.id) && self.batches.contains_key(&new.id) {
             return Err(EngineError::BatchExists(new.id));
         }
-        let new = self.admission()?.batch(new)?;
+        let admission = self.admission()?;
+        plan.check(held.into_iter(), BLOCK_SIZE, admission.slots)?;
+        let new = admission.batch(new)?;
         match onto {
             None => self.run(new, begin, None),
             Some(id) => {
-                if let Some(request) = self.held(id)?.shared_request(&new) {
+                if let Some(request) = self.held(id)?.shared_request(&new, &plan.drops) {
                     return Err(EngineError::RepeatedRequest { batch: id, request });
                 }
                 let joining = Instant::now();
                 let mut batch = self.take(id)?;
+                plan.apply(&mut batch, BLOCK_SIZE);
                 batch.join(new);
                 self.run(batch, begin, Some(joining.elapsed()))
             }
         }
     }
 
-    /// Joins the named batches in order and runs a step.
-    pub(super) fn decode(&mut self, ids: &[BatchId]) -> Result<StepReport, EngineError> {
+    /// Joins the named batches in order, and runs a step by the plan.
+    pub(super) fn decode(&mut self, ids: &[BatchId], plan: &StepPlan) -> Result<StepReport, EngineError> {
         let begin = Instant::now();
         let (first, others) = ids.split_first().ok_or(EngineError::NoBatch)?;
         for (index, id) in ids.iter().enumerate() {
@@ -105,15 +110,24 @@ impl Core {
             if ids[..index].contains(id) {
                 return Err(EngineError::RepeatedBatch(*id));
             }
-            let shared = ids[..index].iter().find_map(|before| self.batches[before].shared_request(batch));
+            let shared = ids[..index]
+                .iter()
+                .find_map(|before| self.batches[before].shared_request(batch, &plan.drops));
             if let Some(request) = shared {
                 return Err(EngineError::RepeatedRequest { batch: *first, request });
             }
+        }
+        let slots = self.cache.as_ref().ok_or(EngineError::NotWarm)?.slots();
+        plan.check(ids.iter().map(|id| &self.batches[id]), BLOCK_SIZE, slots)?;
+        let leaves = |row: &Row| plan.drops.contains(&row.id());
+        if ids.iter().flat_map(|id| self.batches[id].rows()).all(leaves) {
+            return Err(PlanError::NobodyStays.into());
         }
         let mut batch = self.take(*first)?;
         for id in others {
             batch.join(self.take(*id)?);
         }
+        plan.apply(&mut batch, BLOCK_SIZE);
         let joined = (!others.is_empty()).then(|| begin.elapsed());
         self.run(batch, begin, joined)
     }
@@ -211,7 +225,7 @@ impl Core {
         let report = self.stepper.step(&mut machine, &mut batch);
         let mut report = report.map_err(|error| error.in_step(batch.rows().iter().map(Row::id)))?;
         if !batch.is_stopped() {
-            batch.plan_chunks(self.prefill_max);
+            batch.plan(self.prefill_max);
             report.batch = Some(batch.summary(BLOCK_SIZE));
             self.batches.insert(batch.id(), batch);
         }

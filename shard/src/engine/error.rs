@@ -2,7 +2,7 @@
 
 use kernels::OpError;
 use kernels::collective::GroupError;
-use proto::units::{BatchId, BlockSize, RequestId, SlotIndex, TokenCount};
+use proto::units::{BatchId, BlockId, BlockSize, RequestId, SlotIndex, TokenCount};
 
 use crate::cache::CacheError;
 use crate::sampling::NotNumbers;
@@ -56,6 +56,9 @@ pub enum EngineError {
         /// What is wrong with it.
         source: RequestError,
     },
+    /// The router's plan for a step cannot be carried out; nothing was changed.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// Steps need a cache, and only a warm-up makes one.
     #[error("the shard has no cache yet: Warmup must come first")]
     NotWarm,
@@ -111,12 +114,19 @@ impl EngineError {
             | Self::UnknownRequest { .. }
             | Self::KeepsNothing(_)
             | Self::Request { .. }
+            | Self::Plan(_)
             | Self::NotWarm
             | Self::AdapterExists(_)
             | Self::Logits { .. }
             | Self::Gone => false,
             Self::Device { .. } => true,
         }
+    }
+
+    /// Whether a step was refused before anything was changed, and the router knows that what it holds is as it was. Other
+    /// errors say that batches are lost, or that router and shard do not agree on which there are.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Request { .. } | Self::Plan(_))
     }
 
     /// Whether this process can make no more steps.
@@ -149,6 +159,73 @@ fn named(requests: &[RequestId]) -> String {
     let more = requests.len().saturating_sub(SHOWN);
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("requests {}{rest}", shown.join(", "))
+}
+
+/// Why a router's plan for a step cannot be carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// A grant for a request that is not there, or leaves.
+    #[error("a grant names request {0}, which is in no batch of this step")]
+    UnknownRequest(RequestId),
+    /// Two grants for one request.
+    #[error("two grants name request {0}")]
+    RepeatedGrant(RequestId),
+    /// One block for two requests, or for one twice.
+    #[error("block {0} is granted twice")]
+    RepeatedBlock(BlockId),
+    /// A block that cannot be granted.
+    #[error("request {request}: {source}")]
+    Block {
+        /// The request.
+        request: RequestId,
+        /// What is wrong with it.
+        source: BlockError,
+    },
+    /// Where slots came with the request, its blocks are all there.
+    #[error("request {0} came with its slots and takes no further blocks")]
+    Complete(RequestId),
+    /// More than there is to feed.
+    #[error("request {request}: {tokens} tokens are granted, {left} are left")]
+    Tokens {
+        /// The request.
+        request: RequestId,
+        /// Tokens of the grant.
+        tokens: TokenCount,
+        /// Tokens to feed.
+        left: usize,
+    },
+    /// A token without a place.
+    #[error("request {request}: {slots} slots for {needed} token positions")]
+    Slots {
+        /// The request.
+        request: RequestId,
+        /// Slots that it has, with those of the grant.
+        slots: usize,
+        /// Positions it would have reached with this step.
+        needed: usize,
+    },
+    /// Somebody must stay for a step to be made.
+    #[error("all requests of the batches leave; clear the batches instead")]
+    NobodyStays,
+}
+
+/// What is wrong with a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BlockError {
+    /// Health probes and padding write there.
+    #[error("block 0 is reserved")]
+    Reserved,
+    /// A block beyond the cache.
+    #[error("block {block} is outside of the cache of {limit} blocks")]
+    Range {
+        /// The block.
+        block: BlockId,
+        /// Blocks of the cache.
+        limit: usize,
+    },
+    /// Two positions would share a slot.
+    #[error("block {0} is there twice")]
+    Repeated(BlockId),
 }
 
 /// What is wrong with one request.
@@ -203,20 +280,47 @@ pub enum RequestError {
         /// Positions of the model.
         limit: usize,
     },
+    /// A request that goes on needs a prompt to go on from.
+    #[error("generated is {generated}, but must be below the number of input_ids, which is {ids}")]
+    Generated {
+        /// Tokens that were generated before.
+        generated: TokenCount,
+        /// Those and the prompt.
+        ids: usize,
+    },
+    /// Nothing left to generate.
+    #[error("generated is {generated}, but must be below max_new_tokens, which is {new}")]
+    Exhausted {
+        /// Tokens that were generated before.
+        generated: TokenCount,
+        /// Most tokens to generate.
+        new: TokenCount,
+    },
+    /// A request that has come to its end does not go on.
+    #[error("token {index} of the {generated} that were generated before ends the request")]
+    Ended {
+        /// Which of them, counted from 1.
+        index: usize,
+        /// How many they are.
+        generated: usize,
+    },
+    /// They came with the first token, which has been delivered.
+    #[error("prefill_logprobs cannot be had of a request that has generated tokens before")]
+    LatePromptLogprobs,
     /// A cached prefix leaves nothing to compute.
-    #[error("cache_len {cached} must be below the prompt's {prompt} tokens")]
+    #[error("cache_len {cached} must be below the request's {given} tokens")]
     CacheLength {
         /// Cached tokens.
         cached: TokenCount,
-        /// Tokens of the prompt.
-        prompt: usize,
+        /// Tokens that came with the request.
+        given: usize,
     },
     /// A first chunk that is not there.
-    #[error("chunk_len {chunk} must be between 1 and the {remaining} prompt tokens that are not cached")]
+    #[error("chunk_len {chunk} must be between 1 and the {remaining} tokens that are not cached")]
     Chunk {
         /// Tokens of the chunk.
         chunk: TokenCount,
-        /// Prompt tokens to compute.
+        /// Tokens to compute.
         remaining: usize,
     },
     /// Not every position has a place in the cache.
@@ -227,6 +331,9 @@ pub enum RequestError {
         /// Positions it may reach.
         needed: usize,
     },
+    /// A block that it cannot have.
+    #[error(transparent)]
+    Block(#[from] BlockError),
     /// A place beyond the cache.
     #[error("slot {slot} is outside of the cache of {limit} slots")]
     SlotRange {

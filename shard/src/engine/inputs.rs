@@ -118,6 +118,7 @@ mod tests {
             progress: Progress::new(ids.len(), TokenCount(cached), None).unwrap(),
             blocks: BlockCount(1),
             slots: SlotTable::from_wire((0..16).rev().collect()),
+            granted: false,
             sampling: greedy(),
             stopping: Stopping { tokens_max: TokenCount(4), strings: vec![], ignore_end_of_sequence: false },
             prompt_logprobs,

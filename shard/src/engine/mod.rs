@@ -1,6 +1,7 @@
 //! The engine: one thread that owns model, cache and batches, and takes commands from a mailbox.
 //!
-//! - [`request`]: a request that arrives, and every check on its way into a batch.
+//! - [`request`]: a request that arrives, and every check on its way into a batch; [`step_plan`]: what a router decides
+//!   about those that are in one.
 //! - [`row`], [`batch`]: a request on the shard, and those that step together; [`slots`]: where their tokens lie.
 //! - [`inputs`], [`step`]: rows to flat inputs; inputs to forward pass to tokens to text.
 //! - [`adapters`]: the adapters that requests can name.
@@ -24,6 +25,7 @@ pub mod request;
 pub mod row;
 pub mod slots;
 pub mod step;
+pub mod step_plan;
 pub mod warmup;
 
 #[cfg(test)]
@@ -45,6 +47,7 @@ use self::commands::{Core, Parts};
 use self::error::{EngineError, Unhealthy};
 use self::pulse::Pulse;
 use self::request::NewBatch;
+use self::step_plan::StepPlan;
 use self::warmup::Warmup;
 use crate::collective::Ranks;
 use crate::layers::Adapter;
@@ -63,8 +66,8 @@ type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 
 #[derive(Debug)]
 enum Command {
-    Prefill { batch: NewBatch, onto: Option<BatchId>, reply: Reply<StepReport> },
-    Decode { batches: Vec<BatchId>, reply: Reply<StepReport> },
+    Prefill { batch: NewBatch, onto: Option<BatchId>, plan: StepPlan, reply: Reply<StepReport> },
+    Decode { batches: Vec<BatchId>, plan: StepPlan, reply: Reply<StepReport> },
     Filter { batch: BatchId, keep: Vec<RequestId>, reply: Reply<BatchSummary> },
     Clear { batch: Option<BatchId>, reply: Reply<()> },
     WarmUp { warmup: Warmup, reply: Reply<Capacity> },
@@ -77,7 +80,7 @@ impl Engine {
     /// Starts the engine thread. Errors when the system has no thread to give.
     pub fn start(parts: Parts) -> io::Result<Self> {
         let (mailbox, mail) = mpsc::channel(MAILBOX);
-        let pulse = Pulse::new();
+        let pulse = Pulse::new(parts.step_patience);
         let own = Arc::clone(&pulse);
         let span = tracing::Span::current();
         thread::Builder::new()
@@ -86,14 +89,19 @@ impl Engine {
         Ok(Self { mailbox, pulse })
     }
 
-    /// Adds a batch, behind the requests of `onto` if one is named, and runs a step.
-    pub async fn prefill(&self, batch: NewBatch, onto: Option<BatchId>) -> Result<StepReport, EngineError> {
-        self.ask(|reply| Command::Prefill { batch, onto, reply }).await
+    /// Adds a batch, behind the requests of `onto` if one is named, for which the plan is, and runs a step.
+    pub async fn prefill(
+        &self,
+        batch: NewBatch,
+        onto: Option<BatchId>,
+        plan: StepPlan,
+    ) -> Result<StepReport, EngineError> {
+        self.ask(|reply| Command::Prefill { batch, onto, plan, reply }).await
     }
 
-    /// Joins the named batches in order and runs a step.
-    pub async fn decode(&self, batches: Vec<BatchId>) -> Result<StepReport, EngineError> {
-        self.ask(|reply| Command::Decode { batches, reply }).await
+    /// Joins the named batches in order, and runs a step by the plan.
+    pub async fn decode(&self, batches: Vec<BatchId>, plan: StepPlan) -> Result<StepReport, EngineError> {
+        self.ask(|reply| Command::Decode { batches, plan, reply }).await
     }
 
     /// Keeps the named requests of a batch, in the named order.
@@ -149,13 +157,13 @@ fn run(mut core: Core, mut mail: mpsc::Receiver<Command>, pulse: &Arc<Pulse>) {
     let ranks = core.ranks().clone();
     while let Some(command) = mail.blocking_recv() {
         let next = match command {
-            Command::Prefill { batch, onto, reply } => {
+            Command::Prefill { batch, onto, plan, reply } => {
                 let _beat = pulse.beat();
-                answer(&ranks, reply, || core.prefill(batch, onto))
+                answer(&ranks, reply, || core.prefill(batch, onto, &plan))
             }
-            Command::Decode { batches, reply } => {
+            Command::Decode { batches, plan, reply } => {
                 let _beat = pulse.beat();
-                answer(&ranks, reply, || core.decode(&batches))
+                answer(&ranks, reply, || core.decode(&batches, &plan))
             }
             Command::Filter { batch, keep, reply } => answer(&ranks, reply, || core.filter(batch, &keep)),
             Command::Clear { batch, reply } => answer(&ranks, reply, || {

@@ -6,10 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::error::Unhealthy;
 
-/// A step may always take this long.
-const PATIENCE_MIN: Duration = Duration::from_secs(60);
-
-/// And this many times as long as the longest step so far, or as the largest step is expected to take after the warm-up.
+/// A step may take this many times as long as the longest step so far, or as the largest step is expected to take after the warm-up.
 const PATIENCE_FACTOR: u64 = 8;
 
 /// `started` while no step is running.
@@ -19,6 +16,8 @@ const IDLE: u64 = 0;
 #[derive(Debug)]
 pub struct Pulse {
     origin: Instant,
+    /// A step may always take this long, in milliseconds.
+    patience_ms: u64,
     alive: AtomicBool,
     /// Whether there is a cache to step on.
     warm: AtomicBool,
@@ -36,9 +35,11 @@ pub(super) struct Life(Arc<Pulse>);
 pub(super) struct Beat<'a>(&'a Pulse);
 
 impl Pulse {
-    pub(super) fn new() -> Arc<Self> {
+    /// Of an engine whose steps may always take as long as `patience`.
+    pub(super) fn new(patience: Duration) -> Arc<Self> {
         Arc::new(Self {
             origin: Instant::now(),
+            patience_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
             alive: AtomicBool::new(true),
             warm: AtomicBool::new(false),
             started: AtomicU64::new(IDLE),
@@ -63,8 +64,8 @@ impl Pulse {
             return Ok(());
         }
         let age_ms = now_ms.saturating_sub(started - 1);
-        let patience_ms = (PATIENCE_MIN.as_millis() as u64)
-            .max(self.longest_ms.load(Ordering::Relaxed).saturating_mul(PATIENCE_FACTOR));
+        let patience_ms =
+            self.patience_ms.max(self.longest_ms.load(Ordering::Relaxed).saturating_mul(PATIENCE_FACTOR));
         if age_ms < patience_ms { Ok(()) } else { Err(Unhealthy::Stuck { seconds: age_ms / 1000 }) }
     }
 
@@ -110,14 +111,14 @@ mod tests {
     use super::*;
 
     fn warm() -> Arc<Pulse> {
-        let pulse = Pulse::new();
+        let pulse = Pulse::new(Duration::from_secs(60));
         pulse.set_warm(true);
         pulse
     }
 
     #[test]
     fn an_engine_without_a_cache_is_not_healthy() {
-        let pulse = Pulse::new();
+        let pulse = Pulse::new(Duration::from_secs(60));
         assert_eq!(pulse.check(), Err(Unhealthy::Cold));
         pulse.set_warm(true);
         assert_eq!(pulse.check(), Ok(()));

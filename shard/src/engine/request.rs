@@ -30,6 +30,8 @@ pub struct NewRequest {
     pub id: RequestId,
     /// What to continue.
     pub prompt: Prompt,
+    /// How many of the prompt's ids, at their end, the request has generated before.
+    pub generated: TokenCount,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// When to stop.
@@ -40,9 +42,9 @@ pub struct NewRequest {
     pub top: usize,
     /// Where its keys and values go.
     pub placement: Placement,
-    /// Leading prompt tokens that are in the cache already.
+    /// Leading tokens that are in the cache already.
     pub cached: TokenCount,
-    /// Prompt tokens of the first step; all that are left if absent.
+    /// Tokens of the first step; all that are left if absent.
     pub chunk: Option<TokenCount>,
     /// The adapter that changes its tokens.
     pub adapter: Option<AdapterId>,
@@ -84,6 +86,11 @@ pub enum Placement {
         blocks: BlockCount,
         /// Slot of each position.
         slots: SlotTable,
+    },
+    /// The router has leased the first blocks, and grants others as they are needed.
+    Granted {
+        /// Of the first step, at least.
+        blocks: Vec<BlockId>,
     },
     /// The shard numbers the blocks of the batch from 0.
     Numbered,
@@ -141,11 +148,14 @@ impl Admission<'_> {
     }
 
     fn row(&self, request: NewRequest, next_block: &mut BlockId) -> Result<Row, RequestError> {
-        let ids = self.prompt_ids(request.prompt)?;
+        check_resumption(&request)?;
+        let mut ids = self.prompt_ids(request.prompt)?;
         let new = request.stopping.tokens_max;
         if new.0 == 0 {
             return Err(RequestError::NoNewTokens);
         }
+        let progress = Progress::new(ids.len(), request.cached, request.chunk)?;
+        let generated = ids.split_off(ids.len() - request.generated.0 as usize);
         // The last token is never fed back.
         let reach = ids.len() + new.0 as usize - 1;
         if reach > self.shape.positions_max {
@@ -153,20 +163,25 @@ impl Admission<'_> {
             return Err(RequestError::Positions { prompt: ids.len(), new, limit });
         }
         let adapter = request.adapter.map(|id| self.adapters.find(&id)).transpose()?;
-        let progress = Progress::new(ids.len(), request.cached, request.chunk)?;
-        let (blocks, slots) = self.place(request.placement, reach, next_block)?;
-        Ok(Row::new(super::row::Parts {
+        let granted = matches!(request.placement, Placement::Granted { .. });
+        // Later positions of such a request are looked at when their step comes.
+        let needed = if granted { progress.cached + progress.next } else { reach };
+        let (blocks, slots) = self.place(request.placement, needed, next_block)?;
+        let mut row = Row::new(super::row::Parts {
             id: request.id,
             ids,
             progress,
             blocks,
             slots,
+            granted,
             sampling: request.sampling,
             stopping: request.stopping,
             prompt_logprobs: request.prompt_logprobs,
             top: request.top,
             adapter,
-        }))
+        });
+        row.resume(&generated, self.tokenizer)?;
+        Ok(row)
     }
 
     fn known(&self, mut ids: impl Iterator<Item = u32>) -> Result<(), RequestError> {
@@ -177,18 +192,16 @@ impl Admission<'_> {
         }
     }
 
-    /// Blocks and slots for `reach` positions.
+    /// Blocks and slots, of which `needed` positions must have one.
     fn place(
         &self,
         placement: Placement,
-        reach: usize,
+        needed: usize,
         next_block: &mut BlockId,
     ) -> Result<(BlockCount, SlotTable), RequestError> {
         match placement {
             Placement::Given { blocks, slots } => {
-                if slots.len() < reach {
-                    return Err(RequestError::Slots { slots: slots.len(), needed: reach });
-                }
+                enough(slots.len(), needed)?;
                 if !slots.make_up_blocks(self.block_size) {
                     return Err(RequestError::SlotBlocks { block_size: self.block_size });
                 }
@@ -197,17 +210,51 @@ impl Admission<'_> {
                     None => Ok((blocks, slots)),
                 }
             }
+            Placement::Granted { blocks } => {
+                let mut slots = SlotTable::default();
+                slots.check_blocks(&blocks, self.block_size, self.slots)?;
+                slots.extend(&blocks, self.block_size);
+                enough(slots.len(), needed)?;
+                Ok((BlockCount(blocks.len() as u32), slots))
+            }
             Placement::Numbered => {
-                let blocks = TokenCount(reach as u32).blocks(self.block_size);
-                let needed =
-                    (u64::from(next_block.0) + u64::from(blocks.0)) * u64::from(self.block_size.get());
+                let blocks = TokenCount(needed as u32).blocks(self.block_size);
+                let end = u64::from(next_block.0) + u64::from(blocks.0);
+                let needed = end * u64::from(self.block_size.get());
                 if needed > self.slots as u64 {
                     return Err(RequestError::CacheFull { needed, limit: self.slots });
                 }
-                let slots = SlotTable::of_blocks(*next_block, blocks, self.block_size);
-                next_block.0 += blocks.0;
-                Ok((blocks, slots))
+                let numbers = next_block.0..next_block.0 + blocks.0;
+                next_block.0 = numbers.end;
+                Ok((blocks, SlotTable::of_blocks(numbers.map(BlockId), self.block_size)))
             }
         }
     }
+}
+
+fn enough(slots: usize, needed: usize) -> Result<(), RequestError> {
+    if slots < needed { Err(RequestError::Slots { slots, needed }) } else { Ok(()) }
+}
+
+/// Whether a request may go on behind what it says it has generated before.
+fn check_resumption(request: &NewRequest) -> Result<(), RequestError> {
+    let generated = request.generated;
+    if generated.0 == 0 {
+        return Ok(());
+    }
+    let ids = match &request.prompt {
+        Prompt::Ids(ids) => ids.len(),
+        Prompt::Text { .. } => 0,
+    };
+    if generated.0 as usize >= ids {
+        return Err(RequestError::Generated { generated, ids });
+    }
+    let new = request.stopping.tokens_max;
+    if generated >= new {
+        return Err(RequestError::Exhausted { generated, new });
+    }
+    if request.prompt_logprobs {
+        return Err(RequestError::LatePromptLogprobs);
+    }
+    Ok(())
 }

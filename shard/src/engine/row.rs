@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proto::units::{BlockCount, RequestId, TokenCount, TokenId};
+use proto::units::{BlockCount, BlockId, BlockSize, RequestId, TokenCount, TokenId};
 
 use super::answer::{FinishReason, GeneratedText, Generation, PromptTokens, Token};
 use super::error::RequestError;
@@ -30,12 +30,14 @@ pub struct Parts {
     pub id: RequestId,
     /// Its prompt.
     pub ids: Vec<u32>,
-    /// Where to start.
+    /// Where to start, in the prompt and what was generated before.
     pub progress: Progress,
     /// Cache blocks it reserves.
     pub blocks: BlockCount,
-    /// Slot of each position it may reach.
+    /// Slots of the positions it may reach, or of the first of them.
     pub slots: SlotTable,
+    /// Whether further blocks come with grants.
+    pub granted: bool,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// When to stop.
@@ -51,16 +53,19 @@ pub struct Parts {
 /// A request in a batch.
 ///
 /// Invariant: while it runs, `progress.cached + progress.next <= ids.len()`, and the step that makes them equal yields a
-/// token. A decoding request is one with a single token left to feed.
+/// token. A decoding request is one with a single token left to feed. No step computes a token that has no slot.
 #[derive(Debug)]
 pub struct Row {
     id: RequestId,
     /// Prompt and generated tokens.
     ids: Vec<u32>,
     prompt_length: usize,
+    /// Tokens that came with the request: its prompt, and what it had generated before.
+    given: usize,
     progress: Progress,
     blocks: BlockCount,
     slots: SlotTable,
+    granted: bool,
     sampler: Sampler,
     top: usize,
     tokens_max: usize,
@@ -75,13 +80,13 @@ pub struct Row {
 }
 
 impl Progress {
-    /// Of a prompt with `cached` tokens in the cache, of which the next step computes `chunk`, or all.
-    pub fn new(prompt: usize, cached: TokenCount, chunk: Option<TokenCount>) -> Result<Self, RequestError> {
+    /// Of `given` tokens, of which `cached` are in the cache and the next step computes `chunk` more, or all.
+    pub fn new(given: usize, cached: TokenCount, chunk: Option<TokenCount>) -> Result<Self, RequestError> {
         let start = cached.0 as usize;
-        if start >= prompt {
-            return Err(RequestError::CacheLength { cached, prompt });
+        if start >= given {
+            return Err(RequestError::CacheLength { cached, given });
         }
-        let remaining = prompt - start;
+        let remaining = given - start;
         match chunk {
             None => Ok(Self { cached: start, next: remaining }),
             Some(chunk) if (1..=remaining).contains(&(chunk.0 as usize)) => {
@@ -101,9 +106,11 @@ impl Row {
         Self {
             id: parts.id,
             prompt_length,
+            given: prompt_length,
             progress: parts.progress,
             blocks: parts.blocks,
             slots: parts.slots,
+            granted: parts.granted,
             sampler: Sampler::new(parts.sampling, &parts.ids),
             top: parts.top,
             tokens_max: parts.stopping.tokens_max.0 as usize,
@@ -115,6 +122,22 @@ impl Row {
             stopped: false,
             ids: parts.ids,
         }
+    }
+
+    /// Goes on behind tokens that were generated before, here or elsewhere: from now on everything is as if they had been
+    /// chosen by this row. Errors when they end the request.
+    pub fn resume(&mut self, generated: &[u32], tokenizer: &Tokenizer) -> Result<(), RequestError> {
+        for (id, index) in generated.iter().zip(1..) {
+            let id = TokenId(*id);
+            self.sampler.advance(id);
+            self.ids.push(id.0);
+            let text = self.detokenizer.push(tokenizer, &self.ids);
+            if self.finish(id, &text, tokenizer).is_some() {
+                return Err(RequestError::Ended { index, generated: generated.len() });
+            }
+        }
+        self.given = self.ids.len();
+        Ok(())
     }
 
     /// The request.
@@ -137,7 +160,18 @@ impl Row {
         self.blocks
     }
 
-    /// Slot of each position it may reach.
+    /// Whether further blocks come with grants.
+    pub fn is_granted(&self) -> bool {
+        self.granted
+    }
+
+    /// Whether it may end alone where no token can be chosen for it. A router that knows only the contract would wait for it:
+    /// then all of its batch fails.
+    pub fn fails_alone(&self) -> bool {
+        self.granted || self.given > self.prompt_length
+    }
+
+    /// Slots of the positions it may reach, as far as they are known.
     pub fn slots(&self) -> &SlotTable {
         &self.slots
     }
@@ -157,9 +191,14 @@ impl Row {
         self.prompt_length.max(position + 1)
     }
 
-    /// Prompt tokens that are not computed yet.
-    pub fn prompt_remaining(&self) -> usize {
-        self.prompt_length.saturating_sub(self.progress.cached)
+    /// Tokens that came with the request and are not computed yet.
+    pub fn remaining(&self) -> usize {
+        self.given.saturating_sub(self.progress.cached)
+    }
+
+    /// Tokens that a step can feed.
+    pub fn left(&self) -> usize {
+        if self.stopped { 0 } else { self.remaining().max(1) }
     }
 
     /// Whether the logits of every prompt token are needed.
@@ -167,7 +206,13 @@ impl Row {
         self.prompt_logprobs.is_some()
     }
 
-    /// Decides how many prompt tokens the next step computes.
+    /// Appends blocks to those it has.
+    pub fn grant(&mut self, blocks: &[BlockId], size: BlockSize) {
+        self.blocks.0 += blocks.len() as u32;
+        self.slots.extend(blocks, size);
+    }
+
+    /// Decides how many tokens the next step computes.
     pub fn set_next(&mut self, tokens: usize) {
         self.progress.next = tokens;
     }
@@ -233,6 +278,11 @@ impl Row {
         self.stopped = self.finish(id, &text, tokenizer).is_some();
         // Delivered with the first token, there.
         self.prompt_logprobs = None;
+    }
+
+    /// Ends without a further token.
+    pub fn fail(&mut self) {
+        self.stopped = true;
     }
 
     /// The first rule that holds, and the bytes of `text` behind a stop string.

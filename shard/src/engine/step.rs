@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use kernels::OpError;
 
-use super::answer::{StepReport, Timings};
+use super::answer::{Failure, StepReport, Timings};
 use super::batch::Batch;
 use super::commands::BLOCK_SIZE;
 use super::error::EngineError;
@@ -19,6 +19,9 @@ use crate::text::tokenizer::Tokenizer;
 
 /// Most memory for the logits of prompts whose log-probabilities are wanted. A longer chunk takes several passes.
 const PROMPT_LOGITS_BYTES: usize = 64 << 20;
+
+/// What was chosen for a row, or why nothing could be.
+type Chosen = Result<Choice, NotNumbers>;
 
 /// Runs steps. Holds the buffers that steps share.
 #[derive(Debug)]
@@ -52,30 +55,36 @@ impl Stepper {
         }
     }
 
-    /// Feeds the next tokens of every running row. The report has no batch yet: that is known when the next step is planned;
-    /// and generations only of the rows that this rank owns.
+    /// Feeds the next tokens of every running row but those that sit this step out. The report has no batch yet: that is known when the next step is planned;
+    /// and generations and failures only of the rows that this rank owns.
     pub fn step(&mut self, machine: &mut Machine<'_>, batch: &mut Batch) -> Result<StepReport, EngineError> {
         let begin = Instant::now();
         machine.ranks.begin_step(batch.fingerprint());
         self.lead_in(machine, batch.rows_mut())?;
         let rows = batch.rows_mut();
         self.inputs.clear();
-        for (index, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_stopped()) {
+        let feeds = |row: &Row| !row.is_stopped() && row.progress().next > 0;
+        for (index, row) in rows.iter().enumerate().filter(|(_, row)| feeds(row)) {
             self.inputs.push(index, row, row.progress().next);
         }
         let choices = self.pass(machine, rows)?;
         let chosen = Instant::now();
         let mut generations = Vec::with_capacity(choices.len());
+        let mut failures = Vec::new();
         for (index, choice) in choices {
             let row = &mut rows[index];
-            if machine.ranks.owns(row.id()) {
-                generations.push(row.accept(choice, machine.tokenizer));
-            } else {
-                row.follow(choice.token.id, machine.tokenizer);
+            let owned = machine.ranks.owns(row.id());
+            match choice {
+                Ok(choice) if owned => generations.push(row.accept(choice, machine.tokenizer)),
+                Ok(choice) => row.follow(choice.token.id, machine.tokenizer),
+                Err(reason) => {
+                    row.fail();
+                    failures.extend(owned.then_some(Failure { request: row.id(), reason }));
+                }
             }
         }
         let timings = Timings { forward: chosen - begin, decode: chosen.elapsed(), ..Timings::default() };
-        Ok(StepReport { generations, batch: None, timings })
+        Ok(StepReport { generations, failures, batch: None, timings })
     }
 
     /// Most rows of prompt logits that one pass makes.
@@ -105,7 +114,7 @@ impl Stepper {
         &mut self,
         machine: &mut Machine<'_>,
         rows: &mut [Row],
-    ) -> Result<Vec<(usize, Choice)>, EngineError> {
+    ) -> Result<Vec<(usize, Chosen)>, EngineError> {
         let Self { inputs, sampling, .. } = self;
         if inputs.ids.is_empty() {
             return Ok(Vec::new());
@@ -172,28 +181,29 @@ fn note_prompt_logprobs(
     Ok(())
 }
 
-/// The tokens of the rows that have come to their end, with the index of the rows.
+/// The tokens of the rows that have come to their end, with the index of the rows. Errors when none can be chosen for a row
+/// that does not fail alone.
 fn choose(
     device: &Device,
     inputs: &Inputs,
     sampling: &mut SamplingState,
     logits: &mut Tensor,
     rows: &mut [Row],
-) -> Result<Vec<(usize, Choice)>, EngineError> {
+) -> Result<Vec<(usize, Chosen)>, EngineError> {
     let mut yielding = inputs.spans.iter().filter(|span| span.yields).peekable();
     let mut picks = Vec::new();
     let mut chosen = Vec::new();
     // Spans are in the order of their rows.
     for (index, row) in rows.iter_mut().enumerate() {
         if let Some(span) = yielding.next_if(|span| span.row == index) {
-            chosen.push((index, row.id()));
+            chosen.push((index, row.id(), row.fails_alone()));
             picks.push(row.pick(span.logits.end - 1));
         }
     }
     let choices = device.choose(sampling, logits, &mut picks)?;
-    let named = chosen.into_iter().zip(choices).map(|((index, request), choice)| match choice {
-        Some(choice) => Ok((index, choice)),
-        None => Err(EngineError::Logits { request, source: NotNumbers }),
+    let named = chosen.into_iter().zip(choices).map(|((index, request, fails_alone), choice)| match choice {
+        None if !fails_alone => Err(EngineError::Logits { request, source: NotNumbers }),
+        choice => Ok((index, choice.ok_or(NotNumbers))),
     });
     named.collect()
 }

@@ -97,6 +97,7 @@ pub(super) fn rehearsal(
         requests.push(NewRequest {
             id: RequestId(requests.len() as u64),
             prompt: Prompt::Ids(ids),
+            generated: TokenCount(0),
             stopping: Stopping { tokens_max: TokenCount(1), ..request.stopping.clone() },
             placement: Placement::Numbered,
             cached: TokenCount(0),

@@ -226,6 +226,17 @@ impl RopeSpec {
         if low == high { (low, high + 0.001) } else { (low, high) }
     }
 
+    /// The longest prompt whose angles are those of every shorter one too, where longer prompts are possible.
+    pub fn shared_prompt_max(&self) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::Dynamic { positions_original, .. }
+            | RopeScaling::Long { positions_original, .. } => {
+                Some(positions_original as usize).filter(|limit| *limit < self.positions_max)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether a sequence is so long that its angles are not in the table.
     fn is_beyond(&self, lengths: &[u32]) -> bool {
         match self.scaling {
@@ -407,6 +418,31 @@ mod tests {
         let row = |index: usize| &sin.host()[2 * rows.values()[index] as usize..][..2];
         assert_eq!(row(0), [3f64.sin() as f32, 0.15f64.sin() as f32]);
         assert_eq!(row(1), [(1.5 * 0.75f64.sin()) as f32, (1.5 * 0.0375f64.sin()) as f32]);
+    }
+
+    #[test]
+    fn prompts_share_angles_up_to_the_length_from_which_on_they_depend_on_it() {
+        let shared = |scaling| spec(2, 100.0, scaling).shared_prompt_max();
+        let dynamic = |positions_original| RopeScaling::Dynamic { factor: 2.0, positions_original };
+        assert_eq!(shared(dynamic(10.5)), Some(10));
+        assert_eq!(shared(dynamic(4999.0)), Some(4999));
+        assert_eq!(shared(dynamic(5000.0)), None);
+        let long = RopeScaling::Long {
+            short: vec![1.0],
+            long: vec![4.0],
+            positions_original: 10.0,
+            short_amplitude: 1.0,
+            long_amplitude: 1.5,
+        };
+        for (scaling, last) in [(dynamic(10.0), 10), (long, 10)] {
+            let spec = spec(4, 100.0, scaling.clone());
+            let frequencies = |length: u32| format!("{:?}", spec.frequencies(f64::from(length)));
+            assert_eq!(shared(scaling), Some(last as usize));
+            assert_eq!(frequencies(1), frequencies(last));
+            assert_ne!(frequencies(1), frequencies(last + 1));
+        }
+        assert_eq!(shared(RopeScaling::None), None);
+        assert_eq!(shared(RopeScaling::Linear { factor: 4.0 }), None);
     }
 
     #[test]

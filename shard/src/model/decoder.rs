@@ -11,7 +11,7 @@ use crate::adapters::AdapterLayout;
 use crate::backend::{Device, Indices, SequenceBuffer, Tensor};
 use crate::cache::{KvShape, PagedKv};
 use crate::collective::Ranks;
-use crate::layers::{AttentionStep, Embedding, Linear, Norm, Pass, Rope, TokenPlaces};
+use crate::layers::{AttentionStep, Embedding, Linear, Norm, Pass, Rope, RopeSpec, TokenPlaces};
 use crate::weights::{Loader, Partition, Region, Rows, WeightPath};
 
 /// A decoder with this rank's weights, and the buffers of its steps.
@@ -224,6 +224,7 @@ fn shape(spec: &DecoderSpec, embedding: &Embedding, device: &Device, partition: 
             element_bytes: device.cache_element_bytes(),
         },
         positions_max: spec.positions_max,
+        shared_prompt_max: spec.ropes.iter().filter_map(RopeSpec::shared_prompt_max).min(),
         dtype: embedding.dtype(),
     }
 }

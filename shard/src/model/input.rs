@@ -65,6 +65,7 @@ mod tests {
         vocabulary: 10,
         kv: KvShape { layers: 1, key_width: 2, value_width: 2, element_bytes: 4 },
         positions_max: 4,
+        shared_prompt_max: None,
         dtype: DType::F32,
     };
 

@@ -68,6 +68,9 @@ pub struct ModelShape {
     pub kv: KvShape,
     /// Positions the model was made for.
     pub positions_max: usize,
+    /// The longest prompt whose keys and values depend on nothing but each token and those before it, if there is such a
+    /// limit.
+    pub shared_prompt_max: Option<usize>,
     /// Type of the stored weights.
     pub dtype: kernels::DType,
 }

@@ -2,6 +2,11 @@
 //!
 //! The socket appears once the weights are loaded, because its existence is what the launcher waits for, and it goes when
 //! the server ends.
+//!
+//! Errors are INTERNAL, as the contract has it, with one exception: INVALID_ARGUMENT answers a Prefill or Decode whose new
+//! requests or whose plan (grants, drops) cannot be carried out. It was refused as a whole before anything was changed, so all
+//! batches are as they were. INTERNAL says that the batches of the step are lost, or that the shard does not hold what its
+//! router thinks it does, as after a restart.
 
 mod socket;
 mod wire;
@@ -21,9 +26,12 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 use crate::adapters::AdapterLayout;
+use crate::backend::Device;
 use crate::engine::Engine;
 use crate::engine::adapters::AdapterId;
 use crate::engine::commands::BLOCK_SIZE;
+use crate::engine::error::EngineError;
+use crate::model::ModelShape;
 use crate::sampling::penalties::Watermark;
 
 pub use socket::{Socket, SocketError};
@@ -36,10 +44,23 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct Identity {
     /// Type of the weights.
     pub dtype: kernels::DType,
+    /// Where it runs, in the contract's words.
+    pub device_type: &'static str,
+    /// The longest prompt whose cache blocks may be shared, if there is a limit.
+    pub shared_prompt_max: Option<u32>,
     /// Where the ranks listen, in their order.
     pub sockets: Vec<PathBuf>,
     /// What requests that ask for a watermark get.
     pub watermark: Watermark,
+}
+
+impl Identity {
+    /// Of a model on a device, one rank of those that listen on these sockets.
+    pub fn new(model: &ModelShape, device: &Device, sockets: Vec<PathBuf>, watermark: Watermark) -> Self {
+        let shared_prompt_max =
+            model.shared_prompt_max.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
+        Self { dtype: model.dtype, device_type: device.type_name(), shared_prompt_max, sockets, watermark }
+    }
 }
 
 /// Serves until `stop` is ready, then lets calls under way finish for a moment.
@@ -83,9 +104,14 @@ struct Service {
     identity: Identity,
 }
 
-/// Every failure is INTERNAL with its text, as the contract has it.
+/// A failure is INTERNAL with its text, as the contract has it.
 fn internal(error: impl std::fmt::Display) -> Status {
     Status::internal(error.to_string())
+}
+
+/// The failure of a step. Where a new request or a plan was refused before anything was changed, that is INVALID_ARGUMENT.
+fn refused_or_lost(error: EngineError) -> Status {
+    if error.is_refusal() { Status::invalid_argument(error.to_string()) } else { internal(error) }
 }
 
 #[tonic::async_trait]
@@ -95,7 +121,7 @@ impl TextGenerationService for Service {
         Ok(Response::new(v3::InfoResponse {
             requires_padding: false,
             dtype: torch_name(self.identity.dtype).to_owned(),
-            device_type: "cpu".to_owned(),
+            device_type: self.identity.device_type.to_owned(),
             window_size: None,
             speculate: 0,
             support_chunking: true,
@@ -104,6 +130,7 @@ impl TextGenerationService for Service {
             block_size: BLOCK_SIZE.get(),
             extensions: EXTENSIONS.map(str::to_owned).to_vec(),
             adapters: adapters.into_iter().map(|AdapterId(id)| id).collect(),
+            shared_prompt_max: self.identity.shared_prompt_max,
         }))
     }
 
@@ -156,8 +183,9 @@ impl TextGenerationService for Service {
         &self,
         request: Request<v3::PrefillRequest>,
     ) -> Result<Response<v3::PrefillResponse>, Status> {
-        let (batch, onto) = wire::prefill(request.into_inner(), self.identity.watermark).map_err(internal)?;
-        let step = self.engine.prefill(batch, onto).await.map_err(internal)?;
+        let (batch, onto, plan) =
+            wire::prefill(request.into_inner(), self.identity.watermark).map_err(refused_or_lost)?;
+        let step = self.engine.prefill(batch, onto, plan).await.map_err(refused_or_lost)?;
         let wire::Step { generations, batch, forward_ns, decode_ns, total_ns, concat_ns } = step.into();
         Ok(Response::new(v3::PrefillResponse {
             generations,
@@ -173,8 +201,10 @@ impl TextGenerationService for Service {
         &self,
         request: Request<v3::DecodeRequest>,
     ) -> Result<Response<v3::DecodeResponse>, Status> {
-        let batches = request.into_inner().batches.into_iter().map(|batch| BatchId(batch.id)).collect();
-        let step = self.engine.decode(batches).await.map_err(internal)?;
+        let v3::DecodeRequest { batches, grants, drops } = request.into_inner();
+        let batches = batches.into_iter().map(|batch| BatchId(batch.id)).collect();
+        let plan = wire::step_plan(grants, drops);
+        let step = self.engine.decode(batches, plan).await.map_err(refused_or_lost)?;
         let wire::Step { generations, batch, forward_ns, decode_ns, total_ns, concat_ns } = step.into();
         Ok(Response::new(v3::DecodeResponse {
             generations,
@@ -212,7 +242,13 @@ impl TextGenerationService for Service {
 }
 
 /// What we understand beyond `generate.v3`.
-const EXTENSIONS: [&str; 3] = [extensions::INPUT_IDS, extensions::SAMPLING_MORE, extensions::ADAPTERS];
+const EXTENSIONS: [&str; 5] = [
+    extensions::INPUT_IDS,
+    extensions::SAMPLING_MORE,
+    extensions::ADAPTERS,
+    extensions::RESUME,
+    extensions::BLOCK_GRANTS,
+];
 
 /// The name that routers show to users.
 fn torch_name(dtype: kernels::DType) -> &'static str {

@@ -2,7 +2,8 @@
 
 use std::future::pending;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use proto::v3::text_generation_service_client::TextGenerationServiceClient;
 use proto::{LIVENESS_ID, v3};
@@ -12,6 +13,8 @@ use tonic::transport::{Channel, Endpoint};
 use super::wire::tests::request;
 use super::{Identity, Socket, serve};
 use crate::backend::Device;
+#[cfg(feature = "emulation")]
+use crate::backend::{DeviceChoice, DeviceOptions};
 use crate::collective::Ranks;
 use crate::engine::Engine;
 use crate::engine::commands::Parts;
@@ -22,7 +25,11 @@ use crate::text::tokenizer::Tokenizer;
 use crate::{model, text};
 
 fn checkpoint() -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "..", "integration-tests", "fixtures", "llama"].iter().collect()
+    fixture("llama")
+}
+
+fn fixture(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "..", "integration-tests", "fixtures", name].iter().collect()
 }
 
 /// A served checkpoint, warmed up.
@@ -36,21 +43,31 @@ struct Shard {
 
 impl Shard {
     async fn start() -> Self {
+        Self::of(&checkpoint()).await
+    }
+
+    async fn of(checkpoint: &Path) -> Self {
+        Self::on(checkpoint, Device::cpu(NonZeroUsize::MIN).unwrap(), MemoryShare(1e-3)).await
+    }
+
+    async fn on(checkpoint: &Path, device: Device, memory: MemoryShare) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("shard-0");
-        let device = Device::cpu(NonZeroUsize::MIN).unwrap();
-        let model =
-            model::load(&checkpoint(), &LoadOptions::default(), device.clone(), Ranks::alone()).unwrap();
-        let identity = Identity {
-            dtype: model.shape().dtype,
-            sockets: vec![socket.clone(), dir.path().join("shard-1")],
-            watermark: Watermark { gamma: 0.5, delta: 2.0 },
-        };
-        let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
+        let model = model::load(checkpoint, &LoadOptions::default(), device.clone(), Ranks::alone()).unwrap();
+        let sockets = vec![socket.clone(), dir.path().join("shard-1")];
+        let watermark = Watermark { gamma: 0.5, delta: 2.0 };
+        let identity = Identity::new(model.shape(), &device, sockets, watermark);
+        let tokenizer = Tokenizer::load(checkpoint).unwrap();
         let adapters = model.adapters();
-        let memory = MemoryShare(1e-3);
-        let engine =
-            Engine::start(Parts { model, device, tokenizer, memory, ranks: Ranks::alone() }).unwrap();
+        let engine = Engine::start(Parts {
+            model,
+            device,
+            tokenizer,
+            memory,
+            step_patience: Duration::from_secs(60),
+            ranks: Ranks::alone(),
+        })
+        .unwrap();
         let bound = Socket::bind(&socket).unwrap();
         tokio::spawn(serve(engine, adapters, identity, bound, pending()));
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
@@ -59,15 +76,41 @@ impl Shard {
         Self { client, warmup, socket, _dir: dir }
     }
 
+    /// Runs a request alone to its end, and grants it a block for every step.
+    async fn generate_granting(&mut self, request: v3::Request) -> Vec<v3::Generation> {
+        let id = request.id;
+        let grows = request.slots.is_empty();
+        let batch = v3::Batch { id: 3, size: 1, requests: vec![request], ..Default::default() };
+        let prefill = v3::PrefillRequest { batch: Some(batch), ..Default::default() };
+        let first = self.client.prefill(prefill).await.unwrap().into_inner();
+        let (mut generations, mut batch) = (first.generations, first.batch);
+        for block in 32.. {
+            let Some(held) = batch else { break };
+            // One block holds more than what a step feeds here.
+            let tokens = Some(held.current_tokens.min(13));
+            let grant = v3::Grant { request_id: id, blocks: vec![block], tokens };
+            let grants = if grows { vec![grant] } else { Vec::new() };
+            let step = v3::DecodeRequest { batches: vec![held], grants, drops: Vec::new() };
+            let step = self.client.decode(step).await.unwrap().into_inner();
+            generations.extend(step.generations);
+            batch = step.batch;
+        }
+        generations
+    }
+
     /// Runs a request alone to its end.
     async fn generate(&mut self, request: v3::Request) -> Vec<v3::Generation> {
         let batch = v3::Batch { id: 3, size: 1, requests: vec![request], ..Default::default() };
-        let prefill = v3::PrefillRequest { batch: Some(batch), cached_batch: None };
+        let prefill = v3::PrefillRequest { batch: Some(batch), cached_batch: None, ..Default::default() };
         let first = self.client.prefill(prefill).await.unwrap().into_inner();
         let (mut generations, mut batch) = (first.generations, first.batch);
         while let Some(held) = batch {
-            let step =
-                self.client.decode(v3::DecodeRequest { batches: vec![held] }).await.unwrap().into_inner();
+            let step = self
+                .client
+                .decode(v3::DecodeRequest { batches: vec![held], ..Default::default() })
+                .await
+                .unwrap()
+                .into_inner();
             generations.extend(step.generations);
             batch = step.batch;
         }
@@ -76,7 +119,7 @@ impl Shard {
 
     async fn decode_error(&mut self, id: u64) -> tonic::Status {
         let batches = vec![v3::CachedBatch { id, ..Default::default() }];
-        self.client.decode(v3::DecodeRequest { batches }).await.unwrap_err()
+        self.client.decode(v3::DecodeRequest { batches, ..Default::default() }).await.unwrap_err()
     }
 }
 
@@ -196,8 +239,9 @@ async fn the_shard_says_what_it_is_and_that_it_is_well() {
     let info = shard.client.info(v3::InfoRequest {}).await.unwrap().into_inner();
     assert_eq!((info.dtype.as_str(), info.device_type.as_str()), ("torch.bfloat16", "cpu"));
     assert_eq!((info.attention_impl.as_str(), info.block_size), ("paged", 16));
+    assert_eq!(info.shared_prompt_max, None);
     assert!(info.support_chunking && info.use_prefix_caching && !info.requires_padding);
-    assert_eq!(info.extensions, ["input_ids", "sampling_more", "adapters"]);
+    assert_eq!(info.extensions, ["input_ids", "sampling_more", "adapters", "resume", "block_grants"]);
     assert!(info.adapters.is_empty());
     let urls =
         shard.client.service_discovery(v3::ServiceDiscoveryRequest {}).await.unwrap().into_inner().urls;
@@ -206,6 +250,120 @@ async fn the_shard_says_what_it_is_and_that_it_is_well() {
     shard.client.health(v3::HealthRequest {}).await.unwrap();
     assert_eq!((shard.warmup.max_input_tokens, shard.warmup.max_total_tokens), (1023, 1024));
     assert!(shard.warmup.max_supported_total_tokens.unwrap() > 1024);
+}
+
+#[tokio::test]
+async fn a_shard_says_up_to_which_length_prompts_may_share_blocks() {
+    for (name, limit) in [("llama_dynamic", 60), ("phi3_longrope", 48)] {
+        let mut shard = Shard::of(&fixture(name)).await;
+        let info = shard.client.info(v3::InfoRequest {}).await.unwrap().into_inner();
+        assert_eq!(info.shared_prompt_max, Some(limit), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_goes_on_bit_for_bit_also_where_angles_depend_on_the_length_of_its_prompt() {
+    for (name, prompt) in [("llama", 20), ("llama_dynamic", 50), ("llama_dynamic", 70), ("phi3_longrope", 40)]
+    {
+        let mut shard = Shard::of(&fixture(name)).await;
+        let mut whole = greedy("", 24);
+        whole.input_ids = (0..prompt).map(|index| 100 + 37 * index % 800).collect();
+        whole.parameters.as_mut().unwrap().temperature = 0.8;
+        whole.stopping_parameters.as_mut().unwrap().ignore_eos_token = true;
+        let expected = shard.generate(whole.clone()).await;
+        let ids: Vec<u32> = expected.iter().flat_map(|one| one.tokens.clone().unwrap().ids).collect();
+        assert_eq!(ids.len(), 24, "{name}");
+        for (known, cached) in [(1, 0), (9, 0), (12, 16), (15, 32 + 1), (23, 16)] {
+            // In chunks, and over blocks that are granted as they are needed; or over those of the first run, which hold
+            // what it computed.
+            let mut again = whole.clone();
+            again.input_ids.extend(&ids[..known]);
+            again.generated = known as u32;
+            (again.cache_len, again.chunk_len) = (cached, (cached == 0).then_some(7));
+            if cached == 0 {
+                (again.blocks, again.slots) = (vec![31], Vec::new());
+            }
+            assert_eq!(
+                shard.generate_granting(again).await,
+                expected[known..],
+                "{name}: after {known} tokens, {cached} cached"
+            );
+        }
+    }
+}
+
+/// What the penalties have seen, random numbers and pages of an emulated GPU.
+#[cfg(feature = "emulation")]
+#[tokio::test]
+async fn a_request_goes_on_over_granted_blocks_on_a_gpu() {
+    let options = DeviceOptions {
+        choice: DeviceChoice::Emulated,
+        threads: NonZeroUsize::MIN,
+        dtype: kernels::DType::F32,
+        cache: None,
+        batch_invariant: true,
+    };
+    let device = Device::open(options, &Ranks::alone()).unwrap();
+    let mut shard = Shard::on(&checkpoint(), device, MemoryShare(0.05)).await;
+    let info = shard.client.info(v3::InfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(info.device_type, "cuda");
+    let mut whole = greedy("", 8);
+    whole.input_ids = (0..20).map(|index| 100 + 37 * index % 800).collect();
+    let parameters = whole.parameters.as_mut().unwrap();
+    (parameters.temperature, parameters.seed, parameters.repetition_penalty) = (1.2, 11, 1.5);
+    (parameters.frequency_penalty, parameters.count_penalty, parameters.watermark) = (3.0, 2.0, true);
+    whole.stopping_parameters.as_mut().unwrap().ignore_eos_token = true;
+    let ids = |generations: &[v3::Generation]| -> Vec<u32> {
+        generations.iter().flat_map(|one| one.tokens.clone().unwrap().ids).collect()
+    };
+    let expected = ids(&shard.generate(whole.clone()).await);
+    for known in [1, 6] {
+        let mut again = whole.clone();
+        again.input_ids.extend(&expected[..known]);
+        again.generated = known as u32;
+        again.chunk_len = Some(14);
+        (again.blocks, again.slots) = (vec![31], Vec::new());
+        assert_eq!(ids(&shard.generate_granting(again).await), expected[known..], "after {known} tokens");
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_is_refused_is_an_invalid_argument_and_leaves_all_as_it_was() {
+    let mut shard = Shard::start().await;
+    let batch = |id, requests| Some(v3::Batch { id, requests, ..Default::default() });
+    let onto = |id| Some(v3::CachedBatch { id, ..Default::default() });
+    let granted = v3::Request { blocks: vec![7], slots: Vec::new(), ..greedy("Once", 30) };
+    let prefill = v3::PrefillRequest { batch: batch(1, vec![granted]), ..Default::default() };
+    let held = shard.client.prefill(prefill).await.unwrap().into_inner().batch.unwrap();
+    let grants = |blocks: &[u32]| vec![v3::Grant { request_id: 1, blocks: blocks.to_vec(), tokens: None }];
+    let decode = |grants, drops| v3::DecodeRequest { batches: vec![held.clone()], grants, drops };
+    let mut refused = Vec::new();
+    refused.push(shard.client.decode(decode(grants(&[0]), vec![])).await.unwrap_err());
+    refused.push(shard.client.decode(decode(vec![], vec![1])).await.unwrap_err());
+    let bad = v3::Request { id: 5, generated: 3, ..greedy("Once", 30) };
+    let prefill = v3::PrefillRequest {
+        batch: batch(2, vec![bad]),
+        cached_batch: onto(1),
+        grants: grants(&[8]),
+        drops: vec![],
+    };
+    refused.push(shard.client.prefill(prefill).await.unwrap_err());
+    let found: Vec<_> = refused.iter().map(|status| (status.code(), status.message())).collect();
+    let invalid = tonic::Code::InvalidArgument;
+    assert_eq!(
+        found,
+        [
+            (invalid, "request 1: block 0 is reserved"),
+            (invalid, "all requests of the batches leave; clear the batches instead"),
+            (invalid, "request 5: generated is 3, but must be below the number of input_ids, which is 0"),
+        ]
+    );
+    let step = shard.client.decode(decode(grants(&[8]), vec![])).await.unwrap().into_inner();
+    assert_eq!((step.generations.len(), step.batch.unwrap().max_tokens), (1, 32));
+    // What the shard does not hold is lost, whatever is said about it.
+    let batches = vec![v3::CachedBatch { id: 9, ..Default::default() }];
+    let lost = v3::DecodeRequest { batches, grants: grants(&[8]), drops: vec![] };
+    assert_eq!(shard.client.decode(lost).await.unwrap_err().code(), tonic::Code::Internal);
 }
 
 #[tokio::test]
@@ -247,8 +405,13 @@ async fn batches_are_joined_filtered_and_cleared_over_the_wire() {
         Some(v3::Batch { id, requests: requests.iter().map(place).collect(), ..Default::default() })
     };
     let held = |id| v3::CachedBatch { id, ..Default::default() };
-    shard.client.prefill(v3::PrefillRequest { batch: batch(1, &[4, 5]), cached_batch: None }).await.unwrap();
-    let joined = v3::PrefillRequest { batch: batch(2, &[6]), cached_batch: Some(held(1)) };
+    shard
+        .client
+        .prefill(v3::PrefillRequest { batch: batch(1, &[4, 5]), cached_batch: None, ..Default::default() })
+        .await
+        .unwrap();
+    let joined =
+        v3::PrefillRequest { batch: batch(2, &[6]), cached_batch: Some(held(1)), ..Default::default() };
     let joined = shard.client.prefill(joined).await.unwrap().into_inner();
     assert_eq!(joined.batch.unwrap().request_ids, [4, 5, 6]);
     assert!(joined.concat_ns.is_some());
@@ -281,10 +444,17 @@ async fn the_socket_goes_when_the_server_stops() {
     let device = Device::cpu(NonZeroUsize::MIN).unwrap();
     let model = model::load(&checkpoint(), &LoadOptions::default(), device.clone(), Ranks::alone()).unwrap();
     let watermark = Watermark { gamma: 0.5, delta: 2.0 };
-    let identity = Identity { dtype: model.shape().dtype, sockets: vec![path.clone()], watermark };
+    let identity = Identity::new(model.shape(), &device, vec![path.clone()], watermark);
     let tokenizer = Tokenizer::load(&checkpoint()).unwrap();
     let adapters = model.adapters();
-    let parts = Parts { model, device, tokenizer, memory: MemoryShare(1e-3), ranks: Ranks::alone() };
+    let parts = Parts {
+        model,
+        device,
+        tokenizer,
+        memory: MemoryShare(1e-3),
+        step_patience: Duration::from_secs(60),
+        ranks: Ranks::alone(),
+    };
     let engine = Engine::start(parts).unwrap();
     let socket = Socket::bind(&path).unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -303,7 +473,7 @@ async fn an_adapter_that_is_not_loaded_is_refused_by_name_and_one_that_is_none_i
         requests: vec![v3::Request { adapter_id: Some("poet".to_owned()), ..request(5, "hello") }],
         ..Default::default()
     };
-    let prefill = v3::PrefillRequest { batch: Some(batch), cached_batch: None };
+    let prefill = v3::PrefillRequest { batch: Some(batch), cached_batch: None, ..Default::default() };
     let refused = shard.client.prefill(prefill).await.unwrap_err();
     assert_eq!(refused.message(), "request 5: adapter `poet` is not loaded");
     let load = v3::LoadAdapterRequest { id: "poet".to_owned(), path: "/no/adapter".to_owned() };

@@ -1,16 +1,17 @@
 //! Messages to engine values and back. Checks here need nothing but the message.
 
-use proto::units::{BatchId, BlockCount, RequestId, TokenCount, TokenId};
+use proto::units::{BatchId, BlockCount, BlockId, RequestId, TokenCount, TokenId};
 use proto::v3;
 use proto::v3::input_chunk::Chunk;
 
 use crate::engine::adapters::AdapterId;
 use crate::engine::answer::{
-    BatchSummary, FinishReason, GeneratedText, Generation, PromptTokens, StepReport, Token,
+    BatchSummary, Failure, FinishReason, GeneratedText, Generation, PromptTokens, StepReport, Token,
 };
 use crate::engine::error::{EngineError, RequestError};
 use crate::engine::request::{NewBatch, NewRequest, Placement, Prompt, Stopping};
 use crate::engine::slots::SlotTable;
+use crate::engine::step_plan::{Grant, StepPlan};
 use crate::engine::warmup::Warmup;
 use crate::sampling::SamplingParams;
 use crate::sampling::penalties::{Penalties, Watermark};
@@ -26,13 +27,27 @@ pub(super) fn warmup(request: v3::WarmupRequest, watermark: Watermark) -> Result
     })
 }
 
-/// A prefill as the engine takes it: the new batch, and the one it joins.
+/// A prefill as the engine takes it: the new batch, the one it joins, and what becomes of that.
 pub(super) fn prefill(
     request: v3::PrefillRequest,
     watermark: Watermark,
-) -> Result<(NewBatch, Option<BatchId>), EngineError> {
+) -> Result<(NewBatch, Option<BatchId>, StepPlan), EngineError> {
     let batch = new_batch(request.batch.ok_or(EngineError::MissingBatch)?, watermark)?;
-    Ok((batch, request.cached_batch.map(|batch| BatchId(batch.id))))
+    let onto = request.cached_batch.map(|batch| BatchId(batch.id));
+    Ok((batch, onto, step_plan(request.grants, request.drops)))
+}
+
+/// What a router has decided about requests that are in batches.
+pub(super) fn step_plan(grants: Vec<v3::Grant>, drops: Vec<u64>) -> StepPlan {
+    let grant = |v3::Grant { request_id, blocks, tokens }| Grant {
+        request: RequestId(request_id),
+        blocks: blocks.into_iter().map(BlockId).collect(),
+        tokens: tokens.map(TokenCount),
+    };
+    StepPlan {
+        grants: grants.into_iter().map(grant).collect(),
+        drops: drops.into_iter().map(RequestId).collect(),
+    }
 }
 
 /// `watermark` is what a request that asks for one gets.
@@ -60,13 +75,15 @@ fn new_request(request: v3::Request, watermark: Watermark) -> Result<NewRequest,
     } else {
         Prompt::Ids(request.input_ids)
     };
-    let placement = match BlockCount(request.blocks.len() as u32) {
-        BlockCount(0) => Placement::Numbered,
-        blocks => Placement::Given { blocks, slots: SlotTable::from_wire(request.slots) },
+    let placement = match (BlockCount(request.blocks.len() as u32), request.slots.is_empty()) {
+        (BlockCount(0), _) => Placement::Numbered,
+        (_, true) => Placement::Granted { blocks: request.blocks.into_iter().map(BlockId).collect() },
+        (blocks, false) => Placement::Given { blocks, slots: SlotTable::from_wire(request.slots) },
     };
     Ok(NewRequest {
         id: RequestId(request.id),
         prompt,
+        generated: TokenCount(request.generated),
         sampling: sampling(parameters, watermark)?,
         stopping: Stopping {
             tokens_max: TokenCount(stopping.max_new_tokens),
@@ -152,7 +169,12 @@ impl From<StepReport> for Step {
     fn from(report: StepReport) -> Self {
         let nanoseconds = |duration: std::time::Duration| duration.as_nanos() as u64;
         Self {
-            generations: report.generations.into_iter().map(generation).collect(),
+            generations: report
+                .generations
+                .into_iter()
+                .map(generation)
+                .chain(report.failures.into_iter().map(failure))
+                .collect(),
             batch: report.batch.map(cached_batch),
             forward_ns: nanoseconds(report.timings.forward),
             decode_ns: nanoseconds(report.timings.decode),
@@ -181,7 +203,12 @@ fn generation(generation: Generation) -> v3::Generation {
         tokens: Some(tokens(vec![token])),
         generated_text: end.map(generated_text),
         top_tokens: if top.is_empty() { Vec::new() } else { vec![tokens(top)] },
+        failure: None,
     }
+}
+
+fn failure(Failure { request, reason }: Failure) -> v3::Generation {
+    v3::Generation { request_id: request.0, failure: Some(reason.to_string()), ..Default::default() }
 }
 
 fn prompt_tokens(PromptTokens { ids, logprobs, texts }: PromptTokens) -> v3::Tokens {
@@ -209,6 +236,7 @@ fn generated_text(GeneratedText { text, tokens, reason, seed }: GeneratedText) -
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::sampling::NotNumbers;
 
     const WATERMARK: Watermark = Watermark { gamma: 0.5, delta: 2.0 };
 
@@ -301,6 +329,7 @@ pub(super) mod tests {
                     seed: Some(9),
                 }),
             }],
+            failures: vec![Failure { request: RequestId(4), reason: NotNumbers }],
             batch: None,
             timings: Default::default(),
         };
@@ -312,6 +341,9 @@ pub(super) mod tests {
             generation.generated_text.as_ref().unwrap().finish_reason(),
             v3::FinishReason::StopSequence
         );
-        assert_eq!(step.concat_ns, None);
+        let failed = &step.generations[1];
+        assert_eq!((failed.request_id, &failed.tokens), (4, &None));
+        assert_eq!(failed.failure.as_deref(), Some("the model's logits are not numbers"));
+        assert_eq!((step.generations.len(), step.concat_ns), (2, None));
     }
 }

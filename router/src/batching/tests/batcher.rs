@@ -7,6 +7,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use super::*;
 use crate::adapters::Adapter;
+use crate::availability::Availability;
 use crate::batching::{Batcher, Stopped};
 use crate::metrics::{BucketLimits, Metrics};
 
@@ -20,7 +21,7 @@ fn start(limits: Limits, metrics: &Metrics, failure: Option<ShardError>) -> Batc
     let mut shards = ScriptedShards::new(limits.clone());
     shards.pause = PAUSE;
     shards.failure = failure;
-    Batcher::start(shards, limits, metrics.clone())
+    Batcher::start(shards, limits, metrics.clone(), Availability::starting())
 }
 
 async fn submit(batcher: &Batcher, prompt: u32, max_new_tokens: u32) -> Events {
@@ -128,12 +129,17 @@ impl crate::shards::Shards for Broken {
     async fn step(&mut self, _: &StepPlan) -> Result<crate::shards::StepOutput, ShardError> {
         panic!("scripted")
     }
+
+    async fn restore(&mut self, error: &ShardError) -> Result<Capacity, ShardError> {
+        Err(error.clone())
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_batcher_that_died_says_so() {
     let metrics = metrics();
-    let batcher = Batcher::start(Broken, limits(PromptPolicy::Chunked), metrics.clone());
+    let batcher =
+        Batcher::start(Broken, limits(PromptPolicy::Chunked), metrics.clone(), Availability::starting());
     assert!(batcher.is_alive());
     let stream = submit(&batcher, 4, 2).await;
     assert_eq!(finish(stream).await, Ok(0), "the stream ends without an end");

@@ -7,10 +7,12 @@ use proto::units::{BlockCount, BlockSize, RequestId, TokenCount, TokenId};
 use tokio::sync::mpsc;
 
 use super::{Capacity, Event, Limits, PromptPolicy, Scheduler, StepPlan, Waiting};
+use crate::request::ValidRequest;
 use crate::shards::scripted::{ScriptedShards, request};
 use crate::shards::{Extensions, ShardError};
 
 mod batcher;
+mod on_demand;
 mod scheduler;
 mod simulation;
 
@@ -31,7 +33,16 @@ fn limits(prompts: PromptPolicy) -> Limits {
         max_concurrent_requests: 64,
         prompts,
         extensions: Extensions::default(),
+        shared_prompt_max: TokenCount(0),
+        stretch: None,
     }
+}
+
+/// The same, with shards that understand everything.
+fn on_demand() -> Limits {
+    let extensions =
+        Extensions { input_ids: true, resume: true, block_grants: true, ..Extensions::default() };
+    Limits { extensions, shared_prompt_max: TokenCount(u32::MAX), ..limits(PromptPolicy::Chunked) }
 }
 
 fn at_most(rows: usize, limits: Limits) -> Limits {
@@ -40,29 +51,53 @@ fn at_most(rows: usize, limits: Limits) -> Limits {
 
 /// A scheduler and its shards, driven step by step.
 struct Bench {
+    limits: Limits,
     scheduler: Scheduler,
     shards: ScriptedShards,
 }
 
 impl Bench {
     fn new(limits: Limits) -> Self {
-        Self { scheduler: Scheduler::new(limits.clone()), shards: ScriptedShards::new(limits) }
+        Self {
+            scheduler: Scheduler::new(limits.clone()),
+            shards: ScriptedShards::new(limits.clone()),
+            limits,
+        }
     }
 
     fn submit(&mut self, prompt: u32, max_new_tokens: u32) -> Events {
-        let (waiting, events) = Waiting::new(request(prompt, max_new_tokens, 0), Instant::now());
+        self.submit_request(request(prompt, max_new_tokens, 0))
+    }
+
+    fn submit_request(&mut self, request: ValidRequest) -> Events {
+        let (waiting, events) = Waiting::new(request, Instant::now());
         self.scheduler.submit(waiting);
         events
     }
 
     /// One turn of the loop.
     fn step(&mut self) -> StepPlan {
-        let plan = self.scheduler.plan(Instant::now());
+        self.step_at(Instant::now())
+    }
+
+    fn step_at(&mut self, now: Instant) -> StepPlan {
+        let plan = self.scheduler.plan(now);
         match self.shards.run(&plan) {
             Ok(output) => self.scheduler.apply(output),
+            Err(error) if error.is_refusal() => {
+                assert!(self.scheduler.refuse(&error), "somebody was to join")
+            }
+            Err(error) if self.scheduler.survives() => self.recover(&error),
             Err(error) => self.scheduler.fail(&error),
         }
         plan
+    }
+
+    /// The shards are gone, and come back as large as before.
+    fn recover(&mut self, error: &ShardError) {
+        self.scheduler.interrupt(error);
+        self.shards.reset();
+        self.scheduler.restart(self.limits.capacity);
     }
 
     fn steps(&mut self, count: usize) {

@@ -120,7 +120,7 @@ fn blocks_are_leased_for_all_tokens_but_the_last() {
     let _events = bench.submit(6, 3);
     let plan = bench.step();
     let admission = &plan.batch.as_ref().unwrap().admissions[0];
-    assert_eq!((admission.reach, admission.blocks.len()), (TokenCount(8), 2));
+    assert_eq!((admission.reach, admission.blocks.len()), (Some(TokenCount(8)), 2));
     assert_eq!(bench.scheduler.load().reserved, TokenCount(8));
 }
 
@@ -300,15 +300,26 @@ fn a_shard_that_sends_more_than_was_asked_for_loses_only_that_request() {
     let _flooded = bench.submit(4, 1);
     let _other = bench.submit(4, 9);
     bench.scheduler.plan(Instant::now());
-    let generation = Generation {
-        request: RequestId(0),
+    let generation = |id, earlier| Generation {
+        request: RequestId(id),
         prompt: None,
-        earlier: (0..9).map(step).collect(),
+        earlier: (0..earlier).map(step).collect(),
         newest: step(9),
         end: None,
     };
-    bench.scheduler.apply(StepOutput { generations: vec![generation], ..StepOutput::default() });
+    let generations = vec![generation(0, 9), generation(1, 0)];
+    bench.scheduler.apply(StepOutput { generations, ..StepOutput::default() });
     assert_eq!(bench.scheduler.load().running, 1);
+}
+
+#[test]
+fn a_row_that_should_have_a_token_and_has_none_is_not_waited_for() {
+    let mut bench = chunked();
+    let mut forgotten = bench.submit(4, 9);
+    bench.scheduler.plan(Instant::now());
+    bench.scheduler.apply(StepOutput::default());
+    assert!(matches!(drain(&mut forgotten).1, Some(Err(ShardError::Answer(_)))));
+    assert_eq!(bench.scheduler.load().running, 0);
 }
 
 #[test]
@@ -317,7 +328,7 @@ fn guesses_are_leased_room_for() {
     limits.capacity.speculate = TokenCount(3);
     let mut bench = Bench::new(limits);
     let _events = bench.submit(6, 3);
-    assert_eq!(bench.step().batch.unwrap().admissions[0].reach, TokenCount(11));
+    assert_eq!(bench.step().batch.unwrap().admissions[0].reach, Some(TokenCount(11)));
 }
 
 #[test]

@@ -22,6 +22,7 @@ use crate::chat::template::{Conversation, TemplateError};
 use crate::http::body::Json;
 use crate::http::error::ApiError;
 use crate::http::headers::{self, Summary};
+use crate::http::terms::Headers;
 use crate::http::{App, sse};
 use crate::infer::{Generating, Generation, InferError, Request};
 use crate::request::params::{Dialect, Params};
@@ -29,6 +30,7 @@ use crate::request::validate::ValidationError;
 
 pub(in crate::http) async fn chat_completions(
     State(app): State<Arc<App>>,
+    Headers(terms): Headers,
     Json(request): Json<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let (id, received) = (Uuid::new_v4(), Instant::now());
@@ -36,7 +38,7 @@ pub(in crate::http) async fn chat_completions(
     let characters = prompt.chars().count();
     let answer = Answer::new(&app, &request, id);
     let (streamed, include_usage) = (request.stream, request.stream_options.include_usage);
-    let request = Request { id, received, inputs: prompt, params: params(request), streamed };
+    let request = Request { id, received, inputs: prompt, params: params(request), terms, streamed };
     if streamed {
         let sequences = app.infer.start(request).await?;
         let headers = headers::streamed(&app.compute_type, characters);
@@ -109,6 +111,7 @@ fn params(request: ChatRequest) -> Params {
         add_special_tokens: false,
         top_n_tokens: request.top_logprobs,
         adapter: request.model.filter(|model| model != ANY_MODEL),
+        priority: request.priority,
         ..Params::new(Dialect::OpenAi)
     }
 }
@@ -119,6 +122,8 @@ struct Answer {
     envelope: Envelope,
     stops: Vec<String>,
     logprobs: bool,
+    /// Whether the usage may have what TGI's has not.
+    usage_details: bool,
 }
 
 impl Answer {
@@ -135,6 +140,7 @@ impl Answer {
             },
             stops: request.stop.0.clone(),
             logprobs: request.logprobs,
+            usage_details: request.model.as_deref() != Some(ANY_MODEL),
         }
     }
 
@@ -149,8 +155,12 @@ impl Answer {
             }
         });
         let choices = choices.collect();
-        let usage = Usage::new(summary.prompt_tokens, summary.generated_tokens);
+        let usage = self.count(summary.prompt_tokens, summary.cached_tokens, summary.generated_tokens);
         ChatCompletion { envelope: &self.envelope, choices, usage }
+    }
+
+    fn count(&self, prompt: u32, cached: u32, generated: u32) -> Usage {
+        Usage::new(prompt, generated).with_cached(if self.usage_details { cached } else { 0 })
     }
 
     /// A chunk of the choice `index`; `finished` with its last token.
@@ -170,13 +180,15 @@ impl Answer {
     }
 }
 
-/// Choices share the prompt. The slowest of them gives the times.
+/// Choices share the prompt, which was found in the cache as far as the least of them found it: others may owe it to their
+/// neighbours. The slowest of them gives the times.
 fn summary(characters: usize, generations: &[Generation]) -> Summary {
     let slowest = generations.iter().max_by_key(|generation| generation.timings.total);
     let slowest = slowest.expect("a request has at least one sequence");
     Summary {
         characters,
         prompt_tokens: slowest.prompt_tokens.0,
+        cached_tokens: generations.iter().map(|generation| generation.finished.cached.0).min().unwrap_or(0),
         generated_tokens: generations.iter().map(|generation| generation.finished.tokens.0).sum(),
         timings: slowest.timings,
     }
@@ -195,7 +207,7 @@ fn frames(
         numbered.map(|(index, sequence)| sequence.into_events().map(move |event| (index, event)).boxed()),
     );
     try_stream! {
-        let mut generated_tokens = 0;
+        let (mut generated_tokens, mut cached_tokens) = (0, prompt_tokens);
         while let Some((index, event)) = events.next().await {
             let (step, finished) = match event? {
                 Event::Prompt(_) => continue,
@@ -207,12 +219,13 @@ fn frames(
             let reason = finished.map(|finished| {
                 content.push_str(&reply.finish());
                 generated_tokens += finished.tokens.0;
+                cached_tokens = cached_tokens.min(finished.cached.0);
                 finish_reason(finished.reason, reply.stopped())
             });
             yield answer.chunk(index as u32, content, step, reason);
         }
         if include_usage {
-            yield answer.usage(Usage::new(prompt_tokens, generated_tokens));
+            yield answer.usage(answer.count(prompt_tokens, cached_tokens, generated_tokens));
         }
     }
 }

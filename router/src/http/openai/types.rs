@@ -55,6 +55,9 @@ pub(crate) struct ChatRequest {
     pub(super) tool_choice: Option<Value>,
     #[serde(default)]
     pub(super) response_format: Option<Value>,
+    /// Not OpenAI's.
+    #[serde(default)]
+    pub(super) priority: Option<i64>,
     /// Variables for the template.
     #[serde(default)]
     pub(super) chat_template_kwargs: Option<Map<String, Value>>,
@@ -193,6 +196,14 @@ pub(super) struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
+    /// Absent if there is nothing to say, as in TGI's answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_details: Option<PromptTokensDetails>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct PromptTokensDetails {
+    cached_tokens: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -227,7 +238,14 @@ impl Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens.saturating_add(completion_tokens),
+            prompt_tokens_details: None,
         }
+    }
+
+    /// With so many of the prompt's tokens found in the cache.
+    pub(super) fn with_cached(self, cached_tokens: u32) -> Self {
+        let details = (cached_tokens > 0).then_some(PromptTokensDetails { cached_tokens });
+        Self { prompt_tokens_details: details, ..self }
     }
 }
 
@@ -303,6 +321,7 @@ mod tests {
             "tool_choice",
             "response_format",
             "chat_template_kwargs",
+            "priority",
             "user",
         ];
         let nulls: Vec<_> = fields.iter().map(|name| format!(r#""{name}": null"#)).collect();

@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::engine::answer::StepReport;
 use crate::engine::error::EngineError;
 use crate::engine::request::{NewBatch, NewRequest, Prompt};
+use crate::engine::step_plan::StepPlan;
 
 #[test]
 fn a_request_that_cannot_be_served_is_named_and_costs_nobody_else() {
@@ -22,8 +23,11 @@ fn a_request_that_cannot_be_served_is_named_and_costs_nobody_else() {
     };
     check(|bad| bad.prompt = Prompt::Ids(vec![]), "request 8: the prompt has no tokens");
     check(|bad| bad.prompt = Prompt::Ids(vec![1, 300]), "token 300 is outside of the vocabulary of 259");
-    check(|bad| bad.cached = TokenCount(6), "cache_len 6 must be below the prompt's 6 tokens");
-    check(|bad| bad.chunk = Some(TokenCount(7)), "chunk_len 7 must be between 1 and the 6 prompt tokens");
+    check(|bad| bad.cached = TokenCount(6), "cache_len 6 must be below the request's 6 tokens");
+    check(
+        |bad| bad.chunk = Some(TokenCount(7)),
+        "chunk_len 7 must be between 1 and the 6 tokens that are not cached",
+    );
     check(|bad| bad.chunk = Some(TokenCount(0)), "chunk_len 0");
     check(|bad| bad.stopping.tokens_max = TokenCount(0), "max_new_tokens must be at least 1");
     check(|bad| bad.stopping.tokens_max = TokenCount(u32::MAX), "exceed the model's 256 positions");
@@ -89,6 +93,6 @@ fn steps_before_the_warm_up_are_refused() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let engine = Engine::start(parts()).unwrap();
     let batch = NewBatch { id: BatchId(0), requests: vec![request(1, "x", 1)] };
-    let error = runtime.block_on(engine.prefill(batch, None)).unwrap_err();
+    let error = runtime.block_on(engine.prefill(batch, None, StepPlan::default())).unwrap_err();
     assert!(matches!(error, EngineError::NotWarm), "{error}");
 }

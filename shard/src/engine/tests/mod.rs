@@ -3,8 +3,10 @@
 
 mod batches;
 mod failures;
+mod grants;
 mod ranks;
 mod requests;
+mod resumption;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use super::commands::{BLOCK_SIZE, Parts};
 use super::error::EngineError;
 use super::request::{NewBatch, NewRequest, Placement, Prompt, Stopping};
 use super::slots::SlotTable;
+use super::step_plan::StepPlan;
 use super::warmup::{MemoryShare, Warmup};
 use crate::adapters::AdapterLayout;
 use crate::backend::{Device, Tensor};
@@ -36,12 +39,16 @@ const BREAKS: u32 = 15;
 /// A token after which the logits are not numbers.
 const NAN: u32 = 14;
 
-/// Its cache holds ids and positions, its logits are a hash of those it finds at the slots of its sequence.
+/// What a token leaves in the cache: its id, its position, the length of its sequence when it came, and whether an adapter
+/// changed it.
+type Cell = (u32, [u32; 3]);
+
+/// Its cache holds cells, its logits are a hash of those it finds at the slots of its sequence.
 struct Hashing {
     shape: ModelShape,
     device: Device,
-    /// `(id, position)` by slot.
-    cells: Vec<(u32, u32)>,
+    /// By slot.
+    cells: Vec<Cell>,
     logits: Tensor,
 }
 
@@ -51,11 +58,12 @@ impl Hashing {
             vocabulary: VOCABULARY,
             kv: KvShape { layers: 1, key_width: 8, value_width: 8, element_bytes: 4 },
             positions_max: 256,
+            shared_prompt_max: None,
             dtype: DType::F32,
         };
         let device = device();
         let logits = device.upload(Vec::new(), VOCABULARY).unwrap();
-        Self { shape, device, cells: vec![(0, 0); 1 << 16], logits }
+        Self { shape, device, cells: vec![(0, [0; 3]); 1 << 16], logits }
     }
 }
 
@@ -80,11 +88,17 @@ impl Model for Hashing {
 
     fn forward(&mut self, input: &StepInput<'_>, _: &mut PagedKv) -> Result<&mut Tensor, OpError> {
         assert!(!input.ids.contains(&POISON), "poisoned");
+        assert!(
+            input.sequences.iter().all(|sequence| !sequence.rows.is_empty()),
+            "who sits out is not there"
+        );
         if input.ids.contains(&BREAKS) {
             return Err(OpError::Device { op: "norm", reason: "an illegal address".to_owned() });
         }
-        for ((id, position), slot) in input.ids.iter().zip(input.positions).zip(input.slots) {
-            self.cells[*slot as usize] = (*id, *position);
+        for (token, slot) in input.slots.iter().enumerate() {
+            let changed = input.adapters.iter().any(|adapter| adapter.rows.contains(&token));
+            let place = [input.positions[token], input.lengths[token], u32::from(changed)];
+            self.cells[*slot as usize] = (input.ids[token], place);
         }
         let mut logits = Vec::new();
         for token in input.logits_at {
@@ -99,14 +113,14 @@ impl Model for Hashing {
     }
 }
 
-/// Logits after a history of ids and positions.
-fn row_of(past: impl Iterator<Item = (u32, u32)>) -> Vec<f32> {
+/// Logits after this history.
+fn row_of(past: impl Iterator<Item = Cell>) -> Vec<f32> {
     let mix =
         |hash: u64, value: u32| (hash ^ u64::from(value)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
     let mut last = 0;
-    let hash = past.fold(1, |hash, (id, position)| {
+    let hash = past.fold(1, |hash, (id, place)| {
         last = id;
-        mix(mix(hash, id), position)
+        place.into_iter().fold(mix(hash, id), mix)
     });
     let spread =
         |id: u32| if last == NAN { f32::NAN } else { (mix(hash, id) >> 40) as f32 / (1 << 21) as f32 };
@@ -119,11 +133,17 @@ fn device() -> Device {
     Device::cpu(NonZeroUsize::MIN).unwrap()
 }
 
+/// What the base model leaves of a history that began with a prompt of this length.
+fn cells_of(ids: &[u32], prompt: usize) -> impl Iterator<Item = Cell> {
+    let length = move |position: u32| (position + 1).max(prompt as u32);
+    ids.iter().copied().zip(0..).map(move |(id, position)| (id, [position, length(position), 0]))
+}
+
 /// The greedy continuation by the definition of the model, without an engine.
 fn expected(prompt: &[u32], count: usize) -> Vec<u32> {
     let mut ids = prompt.to_vec();
     for _ in 0..count {
-        let row = row_of(ids.iter().copied().zip(0..));
+        let row = row_of(cells_of(&ids, prompt.len()));
         let best = (0..VOCABULARY).fold(0, |best, id| if row[id] > row[best] { id } else { best });
         ids.push(best as u32);
     }
@@ -133,7 +153,8 @@ fn expected(prompt: &[u32], count: usize) -> Vec<u32> {
 pub(super) fn request(id: u64, prompt: &str, tokens_max: u32) -> NewRequest {
     NewRequest {
         id: RequestId(id),
-        prompt: Prompt::Ids(prompt.bytes().map(u32::from).collect()),
+        prompt: Prompt::Ids(ids_of(prompt)),
+        generated: TokenCount(0),
         sampling: greedy(),
         stopping: Stopping {
             tokens_max: TokenCount(tokens_max),
@@ -166,6 +187,7 @@ pub(super) fn parts() -> Parts {
         device: device(),
         tokenizer: byte_tokenizer(),
         memory: MemoryShare(1e-4),
+        step_patience: std::time::Duration::from_secs(60),
         ranks: Ranks::alone(),
     }
 }
@@ -174,21 +196,23 @@ pub(super) fn parts() -> Parts {
 struct Shard {
     engine: Engine,
     runtime: tokio::runtime::Runtime,
+    /// Of the cache.
+    blocks: u32,
 }
 
 impl Shard {
     /// `prefill_max` is the chunk budget.
     fn start(prefill_max: u32) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let shard = Self { engine: Engine::start(parts()).unwrap(), runtime };
+        let engine = Engine::start(parts()).unwrap();
         let warmup = Warmup {
             batch: NewBatch { id: BatchId(0), requests: vec![request(0, &"warm".repeat(100), 1)] },
             prefill_max: TokenCount(prefill_max),
             input_max: None,
             total_max: None,
         };
-        shard.runtime.block_on(shard.engine.warm_up(warmup)).unwrap();
-        shard
+        let capacity = runtime.block_on(engine.warm_up(warmup)).unwrap();
+        Self { engine, runtime, blocks: capacity.supported.blocks(BLOCK_SIZE).0 }
     }
 
     fn prefill(
@@ -197,12 +221,26 @@ impl Shard {
         requests: Vec<NewRequest>,
         onto: Option<u64>,
     ) -> Result<StepReport, EngineError> {
+        self.prefill_by(id, requests, onto, StepPlan::default())
+    }
+
+    fn prefill_by(
+        &self,
+        id: u64,
+        requests: Vec<NewRequest>,
+        onto: Option<u64>,
+        plan: StepPlan,
+    ) -> Result<StepReport, EngineError> {
         let batch = NewBatch { id: BatchId(id), requests };
-        self.runtime.block_on(self.engine.prefill(batch, onto.map(BatchId)))
+        self.runtime.block_on(self.engine.prefill(batch, onto.map(BatchId), plan))
     }
 
     fn decode(&self, ids: &[u64]) -> Result<StepReport, EngineError> {
-        self.runtime.block_on(self.engine.decode(ids.iter().copied().map(BatchId).collect()))
+        self.decode_by(ids, StepPlan::default())
+    }
+
+    fn decode_by(&self, ids: &[u64], plan: StepPlan) -> Result<StepReport, EngineError> {
+        self.runtime.block_on(self.engine.decode(ids.iter().copied().map(BatchId).collect(), plan))
     }
 
     fn filter(&self, id: u64, keep: &[u64]) -> Result<Vec<u64>, EngineError> {

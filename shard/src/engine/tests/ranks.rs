@@ -8,18 +8,22 @@ use kernels::collective::{GroupSpec, LocalGroup};
 use proto::units::{BatchId, RequestId, TokenCount};
 use tokio::runtime::Runtime;
 
-use super::{Hashing, NAN, Shard, expected, ids_of, parts, request, tokens_of};
+use super::grants::{at_first_blocks, grant, plan};
+use super::resumption::{requests as cases, resumed};
+use super::{Hashing, NAN, Shard, expected, ids_of, parts, request, tokens, tokens_of};
 use crate::adapters::AdapterLayout;
 use crate::backend::Tensor;
 use crate::cache::PagedKv;
 use crate::collective::Ranks;
 use crate::engine::Engine;
-use crate::engine::answer::{Capacity, Generation, StepReport};
+use crate::engine::answer::{Capacity, Failure, Generation, StepReport};
 use crate::engine::commands::Parts;
 use crate::engine::error::{EngineError, Unhealthy};
 use crate::engine::request::{NewBatch, NewRequest, Prompt};
+use crate::engine::step_plan::StepPlan;
 use crate::engine::warmup::{MemoryShare, Warmup};
 use crate::model::{Model, ModelShape, StepInput};
+use crate::sampling::NotNumbers;
 
 /// A token that makes rank 1 alone panic when it is fed.
 const POISON_OF_ONE: u32 = 15;
@@ -103,16 +107,28 @@ impl Pair {
     fn prefill(&self, id: u64, requests: &[NewRequest]) -> Both<StepReport> {
         self.both(|engine| {
             let batch = NewBatch { id: BatchId(id), requests: requests.to_vec() };
-            async move { engine.prefill(batch, None).await }
+            async move { engine.prefill(batch, None, StepPlan::default()).await }
         })
     }
 
     fn decode(&self, id: u64) -> Both<StepReport> {
-        self.both(|engine| async move { engine.decode(vec![BatchId(id)]).await })
+        self.decode_by(id, &StepPlan::default())
+    }
+
+    fn decode_by(&self, id: u64, plan: &StepPlan) -> Both<StepReport> {
+        self.both(|engine| {
+            let plan = plan.clone();
+            async move { engine.decode(vec![BatchId(id)], plan).await }
+        })
     }
 
     /// All that each rank answers, until both say that the batch is done. They always hold the same batch.
     fn run(&self, requests: &[NewRequest]) -> [Vec<StepReport>; 2] {
+        self.run_by(requests, |_| StepPlan::default())
+    }
+
+    /// The same by a plan for each step behind the first.
+    fn run_by(&self, requests: &[NewRequest], plan: impl Fn(usize) -> StepPlan) -> [Vec<StepReport>; 2] {
         let mut reports = [Vec::new(), Vec::new()];
         let mut step = self.prefill(1, requests);
         loop {
@@ -124,7 +140,7 @@ impl Pair {
             if !more {
                 return reports;
             }
-            step = self.decode(1);
+            step = self.decode_by(1, &plan(reports[0].len()));
         }
     }
 }
@@ -176,6 +192,106 @@ fn a_stop_string_ends_a_request_on_all_ranks_at_once() {
 }
 
 #[test]
+fn a_request_goes_on_on_all_ranks_at_once() {
+    let (pair, alone) = (Pair::start(), Shard::start(50));
+    for ((name, mut request), id) in cases().into_iter().zip(1..) {
+        if request.adapter.is_some() {
+            continue;
+        }
+        request.id = RequestId(id);
+        let text: String = alone.alone(request.clone()).iter().map(|one| one.token.text.as_str()).collect();
+        // The last three characters but one.
+        let end: String = text.chars().rev().skip(1).take(3).collect();
+        request.stopping.strings = vec![end.chars().rev().collect()];
+        let whole = alone.alone(request.clone());
+        for known in [1, whole.len() - 1] {
+            let again = resumed(&request, &tokens(&whole)[..known]);
+            let reports = pair.run(&[again]);
+            let owner = id as usize % 2;
+            assert_eq!(generations(&reports[owner]), whole[known..], "{name}: after {known} tokens");
+            assert_eq!(generations(&reports[1 - owner]), [], "{name}");
+        }
+    }
+}
+
+#[test]
+fn blocks_are_granted_on_all_ranks_at_once() {
+    let pair = Pair::start();
+    let (long, short) = ("a prompt of more than one block", "b");
+    let mut requests = [request(4, long, 10), request(5, short, 10), request(7, "who leaves", 10)];
+    requests[0].placement = at_first_blocks(&[9]);
+    requests[0].chunk = Some(TokenCount(12));
+    requests[1].placement = at_first_blocks(&[12]);
+    let reports = pair.run_by(&requests, |step| match step {
+        1 => StepPlan {
+            drops: [RequestId(7)].into(),
+            ..plan(vec![grant(4, &[5], Some(7)), grant(5, &[], Some(0))])
+        },
+        2 => plan(vec![grant(4, &[], Some(0)), grant(5, &[], Some(0))]),
+        3 => plan(vec![grant(4, &[8], Some(12))]),
+        _ => StepPlan::default(),
+    });
+    assert_eq!(tokens_of(4, &reports[0]), expected(&ids_of(long), 10));
+    assert_eq!(tokens_of(5, &reports[1]), expected(&ids_of(short), 10));
+    assert_eq!(tokens_of(7, &reports[1]), expected(&ids_of("who leaves"), 1));
+}
+
+#[test]
+fn a_plan_that_is_refused_on_all_ranks_ends_nobody() {
+    let pair = Pair::start();
+    let mut granted = request(4, "granted", 3);
+    granted.placement = at_first_blocks(&[9]);
+    for step in pair.prefill(1, &[granted]) {
+        step.unwrap();
+    }
+    for step in pair.decode_by(1, &plan(vec![grant(4, &[9], None)])) {
+        assert!(step.unwrap_err().is_refusal());
+    }
+    let [first, second] = pair.decode(1).map(Result::unwrap);
+    assert_eq!(tokens_of(4, &[first]), expected(&ids_of("granted"), 2)[1..]);
+    assert_eq!(second.generations, []);
+}
+
+#[test]
+fn a_request_without_numbers_ends_on_all_ranks_and_its_owner_says_so() {
+    let pair = Pair::start();
+    for id in [2, 3] {
+        let mut bad = request(id, "x", 4);
+        bad.prompt = Prompt::Ids(vec![NAN]);
+        bad.placement = at_first_blocks(&[40]);
+        let reports = pair.run(&[request(4, "even", 3), bad, request(5, "odd", 3)]);
+        let owner = id as usize % 2;
+        assert_eq!(reports[owner][0].failures, [Failure { request: RequestId(id), reason: NotNumbers }]);
+        assert_eq!(reports[1 - owner][0].failures, []);
+        assert_eq!(tokens_of(4, &reports[0]), expected(&ids_of("even"), 3));
+        assert_eq!(tokens_of(5, &reports[1]), expected(&ids_of("odd"), 3));
+    }
+}
+
+#[test]
+fn ranks_that_were_granted_different_blocks_or_tokens_are_told_so() {
+    for plans in [[(5, 1), (6, 1)], [(5, 1), (5, 2)]] {
+        let pair = Pair::start();
+        let mut granted = request(4, "granted, but not the whole prompt", 3);
+        granted.placement = at_first_blocks(&[9]);
+        granted.chunk = Some(TokenCount(16));
+        for step in pair.prefill(1, &[granted]) {
+            step.unwrap();
+        }
+        let [first, second] = [0, 1].map(|rank: usize| {
+            let (engine, (block, tokens)) = (pair.engines[rank].clone(), plans[rank]);
+            let plan = plan(vec![grant(4, &[block], Some(tokens))]);
+            async move { engine.decode(vec![BatchId(1)], plan).await }
+        });
+        let (first, second) = pair.runtime.block_on(async { tokio::join!(first, second) });
+        for step in [first, second] {
+            let text = step.unwrap_err().to_string();
+            assert!(text.contains("is at call") && text.contains("but rank"), "{text}");
+        }
+    }
+}
+
+#[test]
 fn the_caches_of_all_ranks_are_as_large_as_the_smallest() {
     let pair = Pair::start();
     assert_eq!(pair.capacities[0], pair.capacities[1]);
@@ -217,7 +333,7 @@ fn ranks_at_different_steps_are_told_so() {
     let [first, second] = [0, 1].map(|rank| {
         let engine = pair.engines[rank].clone();
         let batch = NewBatch { id: BatchId(3), requests: vec![request(8 + rank as u64, "same", 4)] };
-        async move { engine.prefill(batch, None).await }
+        async move { engine.prefill(batch, None, StepPlan::default()).await }
     });
     let (first, second) = pair.runtime.block_on(async { tokio::join!(first, second) });
     for step in [first, second] {

@@ -2,7 +2,7 @@
 
 use proto::units::{TokenCount, TokenId};
 
-use super::{Shard, at_blocks, expected, ids_of, request, row_of, tokens, tokens_of};
+use super::{Shard, at_blocks, cells_of, expected, ids_of, request, row_of, tokens, tokens_of};
 use crate::engine::answer::FinishReason;
 use crate::engine::request::Stopping;
 use crate::text::tokenizer::tests::{DOLOR, END};
@@ -60,7 +60,7 @@ fn prompt_logprobs_gather_across_chunks_and_come_once() {
         (9, 9, "logprobs!")
     );
     assert!(prompt.logprobs[0].is_nan() && prompt.logprobs[1..].iter().all(|logprob| *logprob < 0.0));
-    let row = row_of(ids_of("logp").into_iter().zip(0..));
+    let row = row_of(cells_of(&ids_of("logp"), 9));
     let total: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
     assert!((f64::from(prompt.logprobs[4]) - (f64::from(row[usize::from(b'r')]) - total.ln())).abs() < 1e-4);
     let mut chunked = wanted.clone();
