@@ -102,7 +102,7 @@ impl Checkpoints {
         answers: &[Answer],
         on_cpu: Option<&[Answer]>,
     ) -> Compared {
-        let bounds = self.rounding.bounds(&fixture.checkpoint_name(), dtype);
+        let bounds = self.rounding.bounds(fixture, dtype);
         let mut compared =
             Compared { checks: answers.len(), cells: [String::new(), String::new()], notes: vec![] };
         match fixture.compare(answers, bounds) {

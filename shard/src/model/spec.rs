@@ -131,6 +131,13 @@ pub enum HeadWeight {
     },
 }
 
+impl DecoderSpec {
+    /// Whether a router chooses experts in some layer.
+    pub fn has_experts(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer.mlp, MlpKind::Experts(_)))
+    }
+}
+
 impl Block {
     /// `x += attention(norm(x)); x += mlp(norm(x))`
     pub const fn sequential(attention: &'static str, mlp: &'static str) -> Self {

@@ -47,7 +47,7 @@ fn check_all(fixtures: Vec<Fixture>, dtype: DType) {
         for fixture in &fixtures {
             let mut fixture = fixture.clone();
             shorten(name, &mut fixture);
-            let bounds = rounding.bounds(&fixture.checkpoint_name(), dtype);
+            let bounds = rounding.bounds(&fixture, dtype);
             let worst = check(&fixture, &device, Ranks::alone(), bounds);
             found.insert(format!("{name} {dtype:?} {}", fixture.name()), (worst, bounds));
         }
