@@ -87,7 +87,7 @@ fn round(rank: &mut Rank, index: usize, scale: usize) -> Result<Round, OpError> 
 /// NVIDIA's library with one rank, as far as one GPU can show: that its functions are what they are taken for.
 #[cfg(feature = "cuda")]
 fn library(c: &mut Checker) -> Result<(), OpError> {
-    use crate::cuda::comm::Nccl;
+    use crate::cuda::comm::{Comm, Nccl};
 
     let spec = GroupSpec { path: meeting_place(), rank: 0, world: 1 };
     let group = LocalGroup::join(&spec, Duration::from_secs(60));
