@@ -103,13 +103,6 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     Mutation {
         family: FAMILY,
         file: BLOCK,
-        what: "splits before the window count",
-        text: "splits_begin = first_visible >> shift;",
-        replacement: "splits_begin = 0;",
-    },
-    Mutation {
-        family: FAMILY,
-        file: BLOCK,
         what: "a split of one key more",
         text: "end = min(begin + (1 << shift), last_visible + 1);",
         replacement: "end = min(begin + (1 << shift) + 1, last_visible + 1);",
