@@ -304,7 +304,7 @@ async fn a_request_goes_on_over_granted_blocks_on_a_gpu() {
         batch_invariant: true,
     };
     let device = Device::open(options, &Ranks::alone()).unwrap();
-    let mut shard = Shard::on(&checkpoint(), device, MemoryShare(0.05)).await;
+    let mut shard = Shard::on(&checkpoint(), device, MemoryShare(1.0)).await;
     let info = shard.client.info(v3::InfoRequest {}).await.unwrap().into_inner();
     assert_eq!(info.device_type, "cuda");
     let mut whole = greedy("", 8);
